@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 __all__ = ["Axi4Signature", "AxiLiteSignature"]
 
 #: Bits of ``awid``/``arid``: the epoch of the core, which each soft reset advances.
-ID_BITS = 2
+ID_BITS = 4
 
 
 class Axi4Signature(wiring.Signature):

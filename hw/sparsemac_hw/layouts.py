@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layouts of what travels between the parts of the core."""
+
+from amaranth.hdl import signed, unsigned
+from amaranth.lib import data
+
+__all__ = [
+    "beat_layout",
+    "burst_layout",
+    "exec_layout",
+    "fault_layout",
+    "load_layout",
+    "out_beat_layout",
+    "result_layout",
+    "row_layout",
+    "run_layout",
+    "window_layout",
+]
+
+#: A decoded LOAD; field by field as in `sparsemac.commands`. ``index`` is its place in the list.
+load_layout = data.StructLayout({
+    "address": 32,
+    "destination": 17,
+    "line_beats": 16,
+    "lines": 16,
+    "stride": 32,
+    "index": 16,
+})
+
+#: A decoded EXEC; field by field as in `sparsemac.commands`.
+exec_layout = data.StructLayout({
+    "weights": 32,
+    "beats": 32,
+    "output": 32,
+    "base": 16,
+    "limit": 17,
+    "positions": 16,
+    "width": 16,
+    "step": 16,
+    "wrap_step": 16,
+    "out_step": 32,
+    "out_wrap_step": 32,
+    "delta_bits": 4,
+    "absolute": 1,
+    "int4": 1,
+    "has_bias": 1,
+    "mode": 2,
+    "psum_in": 1,
+    "psum_out": 1,
+    "zero_point": signed(8),
+    "low": signed(8),
+    "high": signed(8),
+    "index": 16,
+})
+
+#: What a row header says of the row's output.
+row_layout = data.StructLayout({
+    "out_offset": 16,
+    "bias": signed(32),
+    "multiplier": 36,
+    "shift": 5,
+})
+
+#: A linear read of any length: first byte address, beats.
+run_layout = data.StructLayout({"address": 32, "beats": 32})
+
+#: One AXI burst: first byte address, beats (1 to 256).
+burst_layout = data.StructLayout({"address": 32, "beats": 9})
+
+#: Why the core stops: a `sparsemac.registers.FaultCode`, and where.
+fault_layout = data.StructLayout({"code": 8, "address": 32, "detail": 8, "command": 16})
+
+#: One address window, in pages of 4096 bytes, both ends included.
+window_layout = data.StructLayout({"first": 20, "last": 20, "read": 1, "write": 1})
+
+
+def result_layout() -> data.StructLayout:
+    """One result of one lane: ``value`` is int32, or int8 sign-extended."""
+    return data.StructLayout({"value": signed(32), "raw": 1, "out_word": 32, "last_lane": 1})
+
+
+def beat_layout(bus_width: int) -> data.StructLayout:
+    """Data of one beat."""
+    return data.StructLayout({"data": unsigned(bus_width)})
+
+
+def out_beat_layout(bus_width: int) -> data.StructLayout:
+    """One beat of an output word: ``out_word`` is the word's index from the output address.
+
+    A word of fewer bytes than a beat is repeated over the whole beat; the store picks the place.
+    """
+    return data.StructLayout({
+        "data": unsigned(bus_width),
+        "out_word": 32,
+        "raw": 1,
+        "first": 1,
+        "last": 1,
+    })
