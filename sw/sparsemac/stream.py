@@ -22,8 +22,8 @@ A stream without rows is the single word 0xFFFF_8000 (count 0, end, out_offset 6
 
 Entries follow until ``count`` of them had a weight other than zero::
 
-    field        delta_bits bits (or 16, absolute)
     weight       4 or 8 bits, two's complement
+    field        delta_bits bits (or 16, absolute)
 
 With o = 0 at the start of the row:
 
