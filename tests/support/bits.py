@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bit stream written one field at a time: the weight stream's twin, slow and obvious."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass
+class Row:
+    """One row as a stream codes it."""
+
+    out_offset: int
+    entries: list[tuple[int, int]]  # (offset, weight), offsets ascending, weights not zero
+    bias: int = 0
+    multiplier: int = 0
+    shift: int = 0
+
+
+@dataclass
+class BitWriter:
+    """Appends fields, least significant bit first."""
+
+    bits: list[int] = field(default_factory=list)
+
+    def put(self, value: int, width: int) -> None:
+        self.bits += [value >> i & 1 for i in range(width)]
+
+    def beats(self, bus_width: int) -> list[int]:
+        padded = self.bits + [0] * (-len(self.bits) % bus_width)
+        return [
+            sum(bit << i for i, bit in enumerate(padded[k : k + bus_width]))
+            for k in range(0, len(padded), bus_width)
+        ]
+
+
+def write_rows(rows, *, delta_bits=4, absolute=False, weight_bits=8, has_bias=True, quantized=True):
+    """Codes rows as `sparsemac.stream` defines; returns (writer, number of fillers)."""
+    out = BitWriter()
+    fillers = 0
+    if not rows:
+        out.put(0xFFFF8000, 32)
+    for i, row in enumerate(rows):
+        out.put(len(row.entries), 15)
+        out.put(i == len(rows) - 1, 1)
+        out.put(row.out_offset, 16)
+        if has_bias:
+            out.put(row.bias & 0xFFFFFFFF, 32)
+        if quantized:
+            out.put(row.multiplier, 36)
+            out.put(row.shift, 6)
+            out.put(0, 6)
+        o = 0
+        for offset, weight in row.entries:
+            if absolute:
+                out.put(weight, weight_bits)
+                out.put(offset, 16)
+                continue
+            gap = offset - o
+            while gap >= 1 << delta_bits:
+                step = min(gap >> delta_bits, 1 << delta_bits)
+                out.put(0, weight_bits)
+                out.put(step - 1, delta_bits)
+                gap -= step << delta_bits
+                fillers += 1
+            out.put(weight, weight_bits)
+            out.put(gap, delta_bits)
+            o = offset + 1
+    return out, fillers
+
+
+def random_rows(rng: np.random.Generator, count: int, columns: int, *, density=0.3, weight_bits=8,
+                quantized=True):
+    """Rows with random entries, some of them empty."""
+    high = 1 << (weight_bits - 1)
+    rows = []
+    for r in range(count):
+        p = 0 if rng.random() < 0.1 else density
+        offsets = np.flatnonzero(rng.random(columns) < p)
+        weights = rng.integers(1, high, len(offsets)) * rng.choice([-1, 1], len(offsets))
+        rows.append(Row(
+            out_offset=r,
+            entries=[(int(o), int(w)) for o, w in zip(offsets, weights, strict=True)],
+            bias=int(rng.integers(-(2**20), 2**20)),
+            multiplier=int(rng.integers(1 << 30, 1 << 31)) if quantized else 0,
+            shift=int(rng.integers(0, 12)) if quantized else 0,
+        ))
+    return rows
