@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+from amaranth.hdl import Module, signed
+from amaranth.lib import wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from sparsemac.config import CoreConfig
+from sparsemac_hw.bus import Axi4Signature, AxiLiteSignature
+from sparsemac_hw.emit import CORE_NAME, EMITTED_FILES, emit, emit_component, emit_verilog
+
+SMALL = CoreConfig(engines=2, lanes=2, act_depth=64, entry_depth=16, psum_depth=16, bus_width=32)
+
+
+class Ports(wiring.Component):
+    """Has the ports of a core, a signed one, and two memories."""
+
+    def __init__(self, width=64, init=()):
+        self.init = list(init)
+        super().__init__({
+            "s_axil": In(AxiLiteSignature(12)),
+            "m_axi": Out(Axi4Signature(width)),
+            "irq": Out(1),
+            "offset": In(signed(5)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.memory = memory = Memory(shape=32, depth=16, init=self.init)
+        read = memory.read_port()
+        m.d.comb += [read.addr.eq(self.s_axil.araddr), self.s_axil.rdata.eq(read.data)]
+        m.d.sync += self.irq.eq(self.offset < 0)
+        return m
+
+
+def test_writes_every_file_and_makes_the_folder(tmp_path):
+    paths = emit_component(Ports(), SMALL, tmp_path / "a" / "b")
+    assert [p.name for p in paths] == list(EMITTED_FILES)
+    assert all(p.stat().st_size for p in paths)
+    assert (tmp_path / "a" / "b" / "files.f").read_text() == "core.v\n"
+
+
+def test_json_keeps_signedness_direction_and_width(tmp_path):
+    emit_component(Ports(128), SMALL, tmp_path)
+    document = json.loads((tmp_path / "core.json").read_text())
+    ports = {p["name"]: (p["direction"], p["width"], p["signed"]) for p in document["ports"]}
+    assert ports["offset"] == ("in", 5, True)
+    assert ports["clk"] == ports["rst"] == ("in", 1, False)
+    assert ports["m_axi__rdata"] == ("in", 128, False)
+    assert ports["m_axi__awaddr"] == ("out", 32, False)
+    assert ports["s_axil__awaddr"] == ("in", 12, False)
+    assert document["config_hash"] == SMALL.hash
+    assert CoreConfig.from_dict(document["config"]) == SMALL
+    text = (tmp_path / "core.v").read_text()
+    assert f"module {CORE_NAME}(" in text
+    for name in ports:
+        assert name in text
+
+
+def test_folds_equal_initial_words_and_keeps_others():
+    zeros = emit_verilog(Ports(), "top")
+    assert "for (i = 0; i < 16; i = i + 1)" in zeros
+    assert "[3] = " not in zeros
+    words = emit_verilog(Ports(init=range(16)), "top")
+    assert "[3] = 32'd3;" in words
+    assert "for (i" not in words
+
+
+_TWICE = """
+import sys
+from sparsemac.config import CoreConfig
+from sparsemac_hw.emit import emit
+emit(CoreConfig.from_dict(eval(sys.argv[1])), sys.argv[2])
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sparsemac_hw.core") is None, reason="sparsemac_hw.core is not there"
+)
+def test_two_processes_emit_the_same_bytes_without_a_path(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    emit(SMALL, one)
+    # Another process has another hash seed and other object addresses.
+    arguments = [sys.executable, "-c", _TWICE, repr(SMALL.as_dict()), str(two)]
+    subprocess.run(arguments, check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    for name in EMITTED_FILES:
+        data = (one / name).read_bytes()
+        assert data == (two / name).read_bytes(), name
+        assert str(tmp_path).encode() not in data
+        assert b"site-packages" not in data and b".py" not in data, name
