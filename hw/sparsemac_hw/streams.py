@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Streams: connecting, checking and buffering them.
+
+All streams follow Amaranth's four rules (RFC 61). The one that hardware breaks most easily, stated
+once here and checked by `StreamChecker`: while ``valid`` is high and ``ready`` is low, ``valid``
+stays high and the payload does not change.
+"""
+
+from typing import Any
+
+from amaranth.hdl import Assert, Format, Module, Signal, Value
+from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from sparsemac._checks import as_int_in
+
+__all__ = ["Queue", "StreamChecker", "check_stream", "connect_stream"]
+
+#: Deepest queue whose words stand in distributed memory: on ECP5 one read multiplexer of two
+#: DPR16X4 rows; beyond it a block memory is smaller.
+DISTRIBUTED_DEPTH = 32
+
+AnyStream = stream.Interface | wiring.FlippedInterface
+
+
+def connect_stream(m: Module, src: AnyStream, dst: AnyStream) -> None:
+    """Connects two streams whose payloads have the same shape, not only the same width."""
+    if (s := _shape(src)) != (d := _shape(dst)):
+        raise wiring.ConnectionError(f"Stream payload shapes must match, not {s!r} and {d!r}")
+    wiring.connect(m, src, dst)
+
+
+def _shape(interface: AnyStream) -> Any:
+    payload = interface.payload
+    return payload.shape()
+
+
+class StreamChecker(wiring.Component):
+    """Asserts that a stream keeps its word while stalled; drives nothing.
+
+    The assertion fires in Amaranth's simulator, and in any simulator or proof of the emitted
+    netlist. It holds from the first cycle after reset.
+
+    Parameters
+    ----------
+    payload_shape : ShapeLike    Payload of the stream.
+    name : str                   What the message calls the stream.
+
+    Members
+    -------
+    payload : In(payload_shape)
+    valid, ready : In(1)
+    """
+
+    payload: Value
+    valid: Signal
+    ready: Signal
+
+    def __init__(self, payload_shape: Any, name: str = "stream") -> None:
+        self._name = name
+        super().__init__({"payload": In(payload_shape), "valid": In(1), "ready": In(1)})
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        payload = Value.cast(self.payload)
+        held = Signal.like(payload)
+        stalled = Signal()
+        m.d.sync += [stalled.eq(self.valid & ~self.ready), held.eq(payload)]
+        with m.If(stalled):
+            m.d.comb += Assert(
+                self.valid & (payload == held),
+                Format(f"{self._name}: valid dropped or payload changed while stalled"),
+            )
+        return m
+
+
+def check_stream(m: Module, name: str, interface: AnyStream) -> None:
+    """Adds a `StreamChecker` that watches ``interface``, as submodule ``<name>_checker``."""
+    checker = StreamChecker(_shape(interface), name)
+    m.submodules[f"{name}_checker"] = checker
+    m.d.comb += [
+        checker.payload.eq(interface.payload),
+        checker.valid.eq(interface.valid),
+        checker.ready.eq(interface.ready),
+    ]
+
+
+class Queue(wiring.Component):
+    """First-in, first-out buffer of a stream.
+
+    Up to `DISTRIBUTED_DEPTH` words stand in a memory that is read without a clock (distributed
+    memory); deeper queues use a clocked read (block memory), whose output register holds the
+    oldest word. Neither has a path from ``o.ready`` to ``i.ready`` or from ``i.valid`` to
+    ``o.valid``. To empty a queue at once, wrap it in `ResetInserter`.
+
+    Latency: `latency_cycles` from the transfer on ``i`` to ``o.valid``: 1, or 2 if deep.
+    Throughput: one word per cycle; one in two cycles if ``depth`` is 1.
+
+    Parameters
+    ----------
+    shape : ShapeLike     Payload of both streams.
+    depth : int           Words that it holds, 1 to 65536.
+
+    Members
+    -------
+    i : In(stream of shape)
+    o : Out(stream of shape)
+    level : Out(range(depth + 1))     Words inside.
+
+    Raises
+    ------
+    TypeError, ValueError             If ``depth`` is not an integer in that range.
+    """
+
+    i: stream.Interface
+    o: stream.Interface
+    level: Signal
+
+    def __init__(self, shape: Any, depth: int) -> None:
+        self._shape = shape
+        self._depth = as_int_in("depth", depth, 1, 65536)
+        super().__init__({
+            "i": In(stream.Signature(shape)),
+            "o": Out(stream.Signature(shape)),
+            "level": Out(range(self._depth + 1)),
+        })
+
+    @property
+    def depth(self) -> int:
+        """Words that the queue holds."""
+        return self._depth
+
+    @property
+    def latency_cycles(self) -> int:
+        """Cycles from a transfer on ``i`` to the word on ``o``."""
+        return 1 if self._depth <= DISTRIBUTED_DEPTH else 2
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        m.submodules.memory = memory = Memory(shape=self._shape, depth=self._depth, init=[])
+        write = memory.write_port()
+        put = Signal()
+        take = Signal()
+        m.d.comb += [
+            self.i.ready.eq(self.level != self._depth),
+            put.eq(self.i.valid & self.i.ready),
+            take.eq(self.o.valid & self.o.ready),
+            write.data.eq(self.i.payload),
+            write.en.eq(put),
+        ]
+        m.d.sync += self.level.eq(self.level + put - take)
+        self._step(m, write.addr, put)
+        if self._depth <= DISTRIBUTED_DEPTH:
+            read = memory.read_port(domain="comb")
+            m.d.comb += [self.o.valid.eq(self.level != 0), self.o.payload.eq(read.data)]
+            self._step(m, read.addr, take)
+        else:
+            read = memory.read_port()
+            waiting = Signal()  # a word stands in the memory, beside the one on ``o``
+            m.d.comb += [
+                waiting.eq(self.level != self.o.valid),
+                read.en.eq(waiting & (take | ~self.o.valid)),
+                self.o.payload.eq(read.data),
+            ]
+            with m.If(take | ~self.o.valid):
+                m.d.sync += self.o.valid.eq(waiting)
+            self._step(m, read.addr, read.en)
+        return m
+
+    def _step(self, m: Module, port_address: Value, enable: Value) -> None:
+        """Drives the address of a memory port from a pointer that moves on with ``enable``."""
+        if self._depth == 1:
+            return
+        pointer = Signal(range(self._depth), name="pointer")
+        m.d.comb += port_address.eq(pointer)
+        with m.If(enable):
+            if self._depth & (self._depth - 1):
+                m.d.sync += pointer.eq(pointer + 1)
+                with m.If(pointer == self._depth - 1):
+                    m.d.sync += pointer.eq(0)
+            else:
+                m.d.sync += pointer.eq(pointer + 1)
