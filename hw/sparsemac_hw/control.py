@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The life of a job: start, run, stop on a fault, drain, tell the end."""
+
+from amaranth.hdl import Module, ResetSignal, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from sparsemac.config import CoreConfig
+from sparsemac.registers import FaultCode
+
+from .bus import ID_BITS
+from .layouts import fault_layout
+
+__all__ = ["FAULT_SOURCES", "JobControl"]
+
+#: Where faults come from, by priority: what comes first is the cause of what comes later.
+FAULT_SOURCES = ("dispatcher", "loader", "reader", "writer", "read_guard", "write_guard")
+
+sources_layout = data.StructLayout(dict.fromkeys(FAULT_SOURCES, fault_layout))
+
+
+class JobControl(wiring.Component):
+    """Starts jobs, records the first fault, and ends each job exactly once.
+
+    A fault stops the guards at once; bursts on the bus are waited for; then the job is done, with
+    the fault. If the bus makes no progress for ``watchdog`` cycles the job ends all the same, with
+    TIMEOUT (or the fault it had); what the bus still owes is *draining*, and a VALID or write data
+    that AXI does not allow to be withdrawn is *wedged*. A new job must wait until both are over.
+
+    Beats are told apart by the epoch in their ID: it advances when the core is cleared with bursts
+    outstanding, and on a hard reset, so that late beats of a dropped burst are recognized.
+
+    Members
+    -------
+    start_job, soft_reset, abort : In(1)     Strobes from the registers.
+    watchdog : In(32)                        Cycles without progress; 0: never.
+    finished : In(1)                         All commands are complete.
+    progress : In(1)                         Something moved: a handshake, or an entry issued.
+    reads_outstanding, writes_outstanding, stale_outstanding, held : In(1)   What the bus owes.
+    sources, strobes : In                    Faults, and a strobe for each source.
+    engine_faults : In(8).array(engines)     FaultCode of each engine, a strobe.
+    engine_command : In(16)                  The command that engines are at.
+    start : Out(1)                           Strobe to the dispatcher.
+    clear : Out(1)                           Strobe: all parts return to reset.
+    stop : Out(1)                            The guards let nothing pass.
+    busy, done, draining, wedged : Out(1)
+    fault : Out(fault_layout)                First fault of the job.
+    fault_count : Out(32)                    Faults since reset.
+    epoch : Out(4)
+    """
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._engines = config.engines
+        super().__init__({
+            "start_job": In(1),
+            "soft_reset": In(1),
+            "abort": In(1),
+            "watchdog": In(32),
+            "finished": In(1),
+            "progress": In(1),
+            "reads_outstanding": In(1),
+            "writes_outstanding": In(1),
+            "stale_outstanding": In(1),
+            "held": In(1),
+            "sources": In(sources_layout),
+            "strobes": In(len(FAULT_SOURCES)),
+            "engine_faults": In(8).array(config.engines),
+            "engine_command": In(16),
+            "start": Out(1),
+            "clear": Out(1),
+            "stop": Out(1),
+            "busy": Out(1),
+            "done": Out(1),
+            "draining": Out(1),
+            "wedged": Out(1),
+            "fault": Out(fault_layout),
+            "fault_count": Out(32),
+            "epoch": Out(ID_BITS),
+        })
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        outstanding = Signal()
+        new_fault = Signal(fault_layout)
+        failing = Signal()
+        expired = Signal()
+        m.d.comb += outstanding.eq(self.reads_outstanding | self.writes_outstanding)
+        self._watch(m, expired)
+        self._collect(m, new_fault, failing)
+
+        with m.FSM(name="job") as fsm:
+            with m.State("IDLE"):  # no job
+                with m.If(self.start_job & ~self.soft_reset):
+                    m.d.comb += self.clear.eq(1)
+                    m.next = "START"
+            with m.State("START"):  # all parts are clear
+                m.d.comb += self.start.eq(~self.soft_reset)
+                m.next = "RUN"
+                with m.If(self.soft_reset):
+                    m.next = "IDLE"
+            with m.State("RUN"):  # commands are at work
+                with m.If(self.abort | failing | expired):
+                    m.d.sync += [self.fault.eq(new_fault), self.fault_count.eq(self.fault_count + 1)]
+                    with m.If(self.abort):
+                        m.d.sync += self.fault.code.eq(FaultCode.ABORTED)
+                    with m.Elif(~failing):
+                        m.d.sync += self.fault.code.eq(FaultCode.TIMEOUT)
+                    m.next = "STOP"
+                with m.Elif(self.finished):
+                    m.d.comb += self.done.eq(~self.soft_reset)
+                    m.next = "IDLE"
+                with m.If(self.soft_reset):
+                    m.next = "IDLE"
+            with m.State("STOP"):  # a fault: no more bursts, wait for those under way
+                quiet = ~outstanding & ~self.held
+                with m.If(quiet | expired | (self.fault.code == FaultCode.TIMEOUT)):
+                    m.d.comb += self.done.eq(~self.soft_reset)
+                    m.next = "IDLE"
+                with m.If(self.soft_reset):
+                    m.next = "IDLE"
+
+        with m.If(self.soft_reset):
+            m.d.comb += self.clear.eq(1)
+        with m.If(self.clear):
+            m.d.sync += self.fault.eq(0)
+        m.d.comb += [
+            self.busy.eq(~fsm.ongoing("IDLE")),
+            self.stop.eq(~fsm.ongoing("RUN") | self.clear),
+        ]
+        self._drain(m, outstanding, expired)
+        self._count_epochs(m, outstanding)
+        return m
+
+    def _watch(self, m: Module, expired: Signal) -> None:
+        """Counts cycles without progress while something is expected."""
+        idle_cycles = Signal(32)
+        expecting = self.busy | self.draining
+        m.d.comb += expired.eq(self.watchdog.any() & (idle_cycles >= self.watchdog))
+        with m.If(~expecting | self.progress | self.start | expired | self.clear):
+            m.d.sync += idle_cycles.eq(0)
+        with m.Else():
+            m.d.sync += idle_cycles.eq(idle_cycles + 1)
+
+    def _collect(self, m: Module, new_fault: data.View, failing: Signal) -> None:
+        """Picks the fault of highest priority; engines come last, the first of them first."""
+        m.d.comb += failing.eq(self.strobes.any())
+        for e in reversed(range(self._engines)):
+            with m.If(self.engine_faults[e].any()):
+                m.d.comb += [
+                    failing.eq(1),
+                    new_fault.code.eq(self.engine_faults[e]),
+                    new_fault.detail.eq(e),
+                    new_fault.command.eq(self.engine_command),
+                ]
+        for i, name in reversed(list(enumerate(FAULT_SOURCES))):
+            with m.If(self.strobes[i]):
+                m.d.comb += new_fault.eq(getattr(self.sources, name))
+
+    def _drain(self, m: Module, outstanding: Signal, expired: Signal) -> None:
+        """What is still owed between jobs; reads that never come are given up by the watchdog."""
+        given_up = Signal()
+        m.d.comb += self.draining.eq(
+            ~self.busy & (self.held | ((outstanding | self.stale_outstanding) & ~given_up))
+        )
+        with m.If(self.clear):
+            m.d.sync += given_up.eq(0)
+        with m.Elif(self.draining & expired):
+            m.d.sync += given_up.eq(1)
+        with m.If(expired & self.held):
+            m.d.sync += self.wedged.eq(1)
+        with m.Elif(~self.held):
+            m.d.sync += self.wedged.eq(0)
+
+    def _count_epochs(self, m: Module, outstanding: Signal) -> None:
+        # Without reset: a beat that was on its way through a hard reset must not look current.
+        epoch = Signal(ID_BITS, reset_less=True)
+        in_reset = Signal(reset_less=True)
+        m.d.sync += in_reset.eq(ResetSignal())
+        with m.If((self.clear & (outstanding | self.held)) | (ResetSignal() & ~in_reset)):
+            m.d.sync += epoch.eq(epoch + 1)
+        m.d.comb += self.epoch.eq(epoch)

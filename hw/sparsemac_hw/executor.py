@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs EXEC commands: prefetches their weights, starts the engines, tells when one is complete."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from sparsemac.config import CoreConfig
+
+from .layouts import exec_layout, run_layout
+
+__all__ = ["Executor", "waiting_exec_layout"]
+
+#: An EXEC and the number of LOADs that must be complete before it starts.
+waiting_exec_layout = data.StructLayout({"command": exec_layout, "wait": 16})
+
+
+class Executor(wiring.Component):
+    """Holds one EXEC at work and one behind it, whose weights are being fetched already.
+
+    An EXEC starts when the one before it is complete and ``loads_done`` has reached its wait. It is
+    complete when every engine is done and the store has every word acknowledged.
+
+    Members
+    -------
+    i : In(stream of waiting_exec_layout)
+    run : Out(stream of run_layout)      The streams of the command taken, for the weight fetch.
+    loads_done : In(16)                  LOADs of the job that are complete.
+    engines_done : In(engines)
+    store_idle : In(1)                   Nothing stored is unacknowledged.
+    start : Out(1)                       Strobe to the engines.
+    command : Out(exec_layout)           The EXEC at work.
+    running : Out(1)                     An EXEC is at work.
+    waiting : Out(1)                     An EXEC waits for its activations.
+    done_count : Out(16)                 EXECs of the job that are complete.
+    """
+
+    def __init__(self, config: CoreConfig) -> None:
+        super().__init__({
+            "i": In(stream.Signature(waiting_exec_layout)),
+            "run": Out(stream.Signature(run_layout)),
+            "loads_done": In(16),
+            "engines_done": In(config.engines),
+            "store_idle": In(1),
+            "start": Out(1),
+            "command": Out(exec_layout),
+            "running": Out(1),
+            "waiting": Out(1),
+            "done_count": Out(16),
+        })
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        pending = Signal(waiting_exec_layout, reset_less=True)
+        pending_valid = Signal()
+        met = Signal()
+        settled = Signal()  # the engines have seen the start
+        complete = Signal()
+        m.d.comb += [
+            self.run.p.address.eq(self.i.p.command.weights),
+            self.run.p.beats.eq(self.i.p.command.beats),
+            self.run.valid.eq(self.i.valid & ~pending_valid),
+            self.i.ready.eq(self.run.ready & ~pending_valid),
+            met.eq(self.loads_done >= pending.wait),
+            self.waiting.eq(~self.running & pending_valid & ~met),
+            complete.eq(self.running & settled & self.engines_done.all() & self.store_idle),
+        ]
+        with m.If(self.i.ready & self.i.valid):
+            m.d.sync += [pending.eq(self.i.p), pending_valid.eq(1)]
+        m.d.sync += [self.start.eq(0), settled.eq(self.running & ~self.start)]
+        with m.If((~self.running | complete) & pending_valid & met):
+            m.d.sync += [
+                self.command.eq(pending.command),
+                self.start.eq(1),
+                self.running.eq(1),
+                settled.eq(0),
+                pending_valid.eq(0),
+            ]
+        with m.Elif(complete):
+            m.d.sync += self.running.eq(0)
+        with m.If(complete):
+            m.d.sync += self.done_count.eq(self.done_count + 1)
+        return m

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry buffer of one engine, from which rows are issued once for each position."""
+
+from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.lib import stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from sparsemac.config import CoreConfig
+
+from .layouts import exec_layout
+from .unpacker import entry_layout
+
+__all__ = ["RowIssuer"]
+
+
+class RowIssuer(wiring.Component):
+    """Buffers entries and issues each row ``positions`` times, without a cycle between.
+
+    A row stays in the buffer until its last position has begun, so its nonzeros cross the bus once.
+    With one position a row may be longer than the buffer: entries are released as they are issued.
+
+    Latency: `LATENCY_CYCLES` from the issue to the address on ``o_addr``. Throughput: one entry per
+    cycle. The last entry of a row waits until ``lanes`` cycles have passed since the last one before
+    it (sums leave one lane per cycle) and until the store has room for the word.
+
+    Parameters
+    ----------
+    config : CoreConfig
+    out_words : int      Output words that the result path holds: the credits.
+
+    Members
+    -------
+    i : In(stream of entry_layout)
+    i_count : In(stream of 15 bits)       Entries of each row, 1 or more.
+    start : In(1)                         Strobe: an EXEC begins; ``command`` is valid from here on.
+    command : In(exec_layout)
+    returned : In(1)                      Strobe: a credit comes back.
+    o_valid, o_addr, o_weight, o_last : Out     To the lanes.
+    issued : Out(1)                       An entry is issued in this cycle.
+    wait_short, wait_store : Out(1)       Why the last entry of a row is held back.
+    quiet : Out(1)                        No row is at work or waiting.
+    empty : Out(1)                        The same, and no word is under way.
+    overrun : Out(1)                      Strobe: an address beyond the activation buffer.
+    """
+
+    LATENCY_CYCLES = 2
+
+    def __init__(self, config: CoreConfig, out_words: int) -> None:
+        self._config = config
+        self._out_words = out_words
+        super().__init__({
+            "i": In(stream.Signature(entry_layout)),
+            "i_count": In(stream.Signature(15)),
+            "start": In(1),
+            "command": In(exec_layout),
+            "returned": In(1),
+            "o_valid": Out(1),
+            "o_addr": Out(config.address_bits),
+            "o_weight": Out(signed(8)),
+            "o_last": Out(1),
+            "issued": Out(1),
+            "wait_short": Out(1),
+            "wait_store": Out(1),
+            "quiet": Out(1),
+            "empty": Out(1),
+            "overrun": Out(1),
+        })
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        depth = self._config.entry_depth
+        m.submodules.entries = entries = Memory(shape=entry_layout, depth=depth, init=[])
+        write = entries.write_port()
+        read = entries.read_port()
+        bits = (depth - 1).bit_length() + 1  # one more than an address: full differs from empty
+        write_ptr = Signal(bits)
+        read_ptr = Signal(bits)
+        row_ptr = Signal(bits)
+
+        active = Signal()  # a row is being issued
+        length = Signal(15, reset_less=True)
+        left = Signal(15, reset_less=True)
+        is_last = Signal(reset_less=True)
+        final_pass = Signal()
+        issue = Signal()
+        ends_row = Signal()
+
+        # The buffer: what may be overwritten begins at the row, or in its final pass at the entry.
+        keep_ptr = Signal(bits)
+        m.d.comb += [
+            keep_ptr.eq(Mux(final_pass, read_ptr, row_ptr)),
+            self.i.ready.eq((write_ptr ^ keep_ptr) != depth),
+            write.en.eq(self.i.valid & self.i.ready),
+            write.addr.eq(write_ptr[:-1]),
+            write.data.eq(self.i.p),
+            read.addr.eq(read_ptr[:-1]),
+            read.en.eq(1),
+        ]
+        with m.If(write.en):
+            m.d.sync += write_ptr.eq(write_ptr + 1)
+
+        available = Signal()
+        gap_open, credit, all_returned = self._permissions(m, issue & is_last)
+        m.d.comb += [
+            available.eq(active & (read_ptr != write_ptr)),
+            issue.eq(available & (~is_last | (gap_open & credit))),
+            self.issued.eq(issue),
+            self.wait_short.eq(available & is_last & ~gap_open),
+            self.wait_store.eq(available & is_last & gap_open & ~credit),
+            ends_row.eq(issue & is_last & final_pass),
+            self.i_count.ready.eq(~active | ends_row),
+        ]
+        next_length = Mux(self.i_count.ready, self.i_count.p, length)
+        with m.If(issue):
+            m.d.sync += [read_ptr.eq(read_ptr + 1), left.eq(left - 1), is_last.eq(left == 2)]
+        with m.If((issue & is_last) | ~active):
+            m.d.sync += [left.eq(next_length), is_last.eq(next_length == 1)]
+        with m.If(issue & is_last & ~final_pass):
+            m.d.sync += read_ptr.eq(row_ptr)
+        with m.If(ends_row):
+            m.d.sync += row_ptr.eq(read_ptr + 1)
+        with m.If(self.i_count.ready):
+            m.d.sync += [active.eq(self.i_count.valid), length.eq(self.i_count.p)]
+
+        pass_addr = self._positions(m, issue & is_last, final_pass)
+        self._address(m, issue, is_last, pass_addr, read)
+        m.d.comb += [
+            self.quiet.eq(~active & ~self.i_count.valid),
+            self.empty.eq(self.quiet & all_returned),
+        ]
+        return m
+
+    def _permissions(self, m: Module, ends: Value) -> tuple[Signal, Signal, Signal]:
+        """Distance between last entries, and credits for output words."""
+        lanes = self._config.lanes
+        gap = Signal(range(lanes))
+        gap_open = Signal()
+        m.d.comb += gap_open.eq(gap == 0)
+        with m.If(ends):
+            m.d.sync += gap.eq(lanes - 1)
+        with m.Elif(~gap_open):
+            m.d.sync += gap.eq(gap - 1)
+
+        credits = Signal(range(self._out_words + 1), init=self._out_words)
+        credit = Signal()
+        all_returned = Signal()
+        m.d.comb += [credit.eq(credits != 0), all_returned.eq(credits == self._out_words)]
+        with m.If(ends & ~self.returned):
+            m.d.sync += credits.eq(credits - 1)
+        with m.Elif(~ends & self.returned):
+            m.d.sync += credits.eq(credits + 1)
+        return gap_open, credit, all_returned
+
+    def _positions(self, m: Module, ends: Value, final_pass: Signal) -> Signal:
+        """Word address of the position that is being issued."""
+        command = self.command
+        pass_addr = Signal(16, reset_less=True)
+        passes_left = Signal(16, reset_less=True)
+        columns_left = Signal(16, reset_less=True)
+        wraps = Signal()
+        m.d.comb += [final_pass.eq(passes_left == 1), wraps.eq(columns_left == 1)]
+        with m.If(self.start | (ends & final_pass)):
+            m.d.sync += [
+                pass_addr.eq(command.base),
+                passes_left.eq(command.positions),
+                columns_left.eq(command.width),
+            ]
+        with m.Elif(ends):
+            m.d.sync += [
+                pass_addr.eq(pass_addr + Mux(wraps, command.wrap_step, command.step)),
+                passes_left.eq(passes_left - 1),
+                columns_left.eq(Mux(wraps, command.width, columns_left - 1)),
+            ]
+        return pass_addr
+
+    def _address(self, m: Module, issue: Signal, is_last: Signal, pass_addr: Signal,
+                 read: wiring.PureInterface) -> None:
+        """Adds the entry's offset, once it has been read, to the address of its position."""
+        valid_1 = Signal()
+        last_1 = Signal(reset_less=True)
+        pass_1 = Signal(16, reset_less=True)
+        addr = Signal(17, reset_less=True)
+        valid_2 = Signal()
+        last_2 = Signal(reset_less=True)
+        weight_2 = Signal(signed(8), reset_less=True)
+        m.d.sync += [
+            valid_1.eq(issue), last_1.eq(is_last), pass_1.eq(pass_addr),
+            valid_2.eq(valid_1), last_2.eq(last_1), weight_2.eq(read.data.weight),
+            addr.eq(pass_1 + read.data.offset),
+        ]
+        address_bits = self._config.address_bits
+        m.d.comb += [
+            self.o_valid.eq(valid_2 & ~self.overrun),
+            self.o_last.eq(last_2),
+            self.o_weight.eq(weight_2),
+            self.o_addr.eq(addr),
+            self.overrun.eq(valid_2 & addr[address_bits:].any()),
+        ]

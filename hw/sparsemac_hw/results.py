@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens to a sum behind the lanes: bias, partial sums, requantization, output words."""
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+from sparsemac.commands import OutputMode
+from sparsemac.config import CoreConfig
+
+from .assembler import Assembler
+from .layouts import exec_layout, out_beat_layout, row_layout
+from .requantizer import Requantizer
+
+__all__ = ["ResultPath", "out_words"]
+
+#: What travels beside a result through the requantizer.
+tag_layout = data.StructLayout({"out_word": 32, "raw": 1, "last_lane": 1})
+
+
+def out_words(config: CoreConfig) -> int:
+    """Output words that one engine's result path holds: enough to hide its own latency."""
+    return max(4, 32 // config.lanes)
+
+
+class ResultPath(wiring.Component):
+    """Turns the sums of one engine into output words.
+
+    Sums arrive lane by lane, position by position, row by row, and nothing here can stall: room for
+    a word was reserved when its row was issued. With ``psum_in`` the partial sum kept for this
+    result is added instead of the bias; with ``psum_out`` the sum is kept and nothing is stored.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    i_valid, i_acc : In                 A sum.
+    i_row : In(stream of row_layout)    The rows, in the order of their sums.
+    start : In(1)                       Strobe: an EXEC begins; ``command`` is valid from here on.
+    command : In(exec_layout)
+    o : Out(stream of out_beat_layout)  Output words for the store.
+    returned : Out(1)                   Strobe: room for one more word.
+    overrun : Out(1)                    Strobe: more partial sums than are kept.
+    """
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        super().__init__({
+            "i_valid": In(1),
+            "i_acc": In(signed(config.acc_width)),
+            "i_row": In(stream.Signature(row_layout)),
+            "start": In(1),
+            "command": In(exec_layout),
+            "o": Out(stream.Signature(out_beat_layout(config.bus_width))),
+            "returned": Out(1),
+            "overrun": Out(1),
+        })
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config, command = self._config, self.command
+        m.submodules.requantizer = requantizer = Requantizer(config.acc_width, tag_layout)
+        m.submodules.assembler = assembler = Assembler(config, words=out_words(config))
+        wiring.connect(m, assembler.o, wiring.flipped(self.o))
+
+        tag = self._sequence(m)
+        valid_1 = Signal()
+        acc_1 = Signal(signed(config.acc_width), reset_less=True)
+        tag_1 = Signal(tag_layout, reset_less=True)
+        row_1 = Signal(row_layout, reset_less=True)
+        m.d.sync += [
+            valid_1.eq(self.i_valid), acc_1.eq(self.i_acc), tag_1.eq(tag), row_1.eq(self.i_row.p),
+        ]
+        addend = Signal(signed(32))
+        m.d.comb += addend.eq(row_1.bias)
+        if config.psum_depth:
+            psum = self._partial_sums(m, requantizer)
+            with m.If(command.psum_in):
+                m.d.comb += addend.eq(psum)
+        m.d.comb += [
+            requantizer.i_valid.eq(valid_1),
+            requantizer.i_acc.eq(acc_1),
+            requantizer.i_addend.eq(addend),
+            requantizer.i_multiplier.eq(row_1.multiplier),
+            requantizer.i_shift.eq(row_1.shift),
+            requantizer.i_mode.eq(command.mode),
+            requantizer.i_zero_point.eq(command.zero_point),
+            requantizer.i_low.eq(command.low),
+            requantizer.i_high.eq(command.high),
+            requantizer.i_tag.eq(tag_1),
+            assembler.i_valid.eq(requantizer.o_valid & ~command.psum_out),
+            assembler.i.value.eq(requantizer.o_value),
+            assembler.i.raw.eq(requantizer.o_tag.raw),
+            assembler.i.out_word.eq(requantizer.o_tag.out_word),
+            assembler.i.last_lane.eq(requantizer.o_tag.last_lane),
+            self.returned.eq(Mux(command.psum_out,
+                                 requantizer.o_valid & requantizer.o_tag.last_lane,
+                                 assembler.popped)),
+        ]
+        return m
+
+    def _sequence(self, m: Module) -> data.View:
+        """Counts lanes and positions; returns the tag of the sum that is arriving."""
+        command = self.command
+        tag = Signal(tag_layout)
+        lane = Signal(range(self._config.lanes))
+        position_word = Signal(32, reset_less=True)
+        positions_left = Signal(16, reset_less=True)
+        columns_left = Signal(16, reset_less=True)
+        last_lane = Signal()
+        last_position = Signal()
+        wraps = Signal()
+        m.d.comb += [
+            last_lane.eq(lane == self._config.lanes - 1),
+            last_position.eq(positions_left == 1),
+            wraps.eq(columns_left == 1),
+            tag.out_word.eq(self.i_row.p.out_offset + position_word),
+            tag.raw.eq(command.mode == OutputMode.RAW),
+            tag.last_lane.eq(last_lane),
+            self.i_row.ready.eq(self.i_valid & last_lane & last_position),
+        ]
+        with m.If(self.i_valid):
+            m.d.sync += lane.eq(lane + 1)
+        with m.If(self.start | self.i_row.ready):
+            m.d.sync += [
+                position_word.eq(0),
+                positions_left.eq(command.positions),
+                columns_left.eq(command.width),
+            ]
+        with m.Elif(self.i_valid & last_lane):
+            m.d.sync += [
+                position_word.eq(position_word
+                                 + Mux(wraps, command.out_wrap_step, command.out_step)),
+                positions_left.eq(positions_left - 1),
+                columns_left.eq(Mux(wraps, command.width, columns_left - 1)),
+            ]
+        return tag
+
+    def _partial_sums(self, m: Module, requantizer: Requantizer) -> Signal:
+        """Keeps one sum per result between EXECs, read and written in the order of results."""
+        depth = self._config.psum_depth
+        m.submodules.psums = psums = Memory(shape=signed(32), depth=depth, init=[])
+        read, write = psums.read_port(), psums.write_port()
+        read_idx = Signal(range(depth + 1))
+        write_idx = Signal(range(depth))
+        uses = Signal()
+        m.d.comb += [
+            uses.eq(self.command.psum_in | self.command.psum_out),
+            read.addr.eq(read_idx),
+            read.en.eq(self.i_valid),
+            write.addr.eq(write_idx),
+            write.data.eq(requantizer.o_sum),
+            write.en.eq(requantizer.o_sum_valid & self.command.psum_out),
+            self.overrun.eq(self.i_valid & uses & (read_idx == depth)),
+        ]
+        with m.If(self.start):
+            m.d.sync += [read_idx.eq(0), write_idx.eq(0)]
+        with m.Else():
+            with m.If(self.i_valid & (read_idx != depth)):
+                m.d.sync += read_idx.eq(read_idx + 1)
+            with m.If(write.en):
+                m.d.sync += write_idx.eq(write_idx + 1)
+        return read.data

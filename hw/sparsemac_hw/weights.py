@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetches the interleaved weight streams and deals their beats out to the engines."""
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+from sparsemac.config import CoreConfig
+
+from .bursts import BurstSplitter
+from .layouts import beat_layout, burst_layout, run_layout
+from .streams import Queue, connect_stream
+from .unpacker import weight_beat_layout
+
+__all__ = ["WeightFetch"]
+
+
+class WeightFetch(wiring.Component):
+    """Reads runs of interleaved streams; beat ``i`` of a run goes to engine ``i % engines``.
+
+    A burst is asked for only when every engine has room for its share: what is asked for and not
+    yet taken by the slowest engine never exceeds ``fifo_depth`` beats per engine. So the read data
+    channel never stalls. Runs follow one another without waiting: the next EXEC's weights arrive
+    behind those of the EXEC at work.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    run : In(stream of run_layout)          Streams of one EXEC; ``beats`` a multiple of engines.
+    o_burst : Out(stream of burst_layout)   To the read side.
+    i : In(stream of beat_layout)           Beats from the read side, always ready.
+    o : Out(stream of weight_beat_layout).array(engines)
+    """
+
+    RUNS_UNDER_WAY = 4
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        super().__init__({
+            "run": In(stream.Signature(run_layout)),
+            "o_burst": Out(stream.Signature(burst_layout)),
+            "i": In(stream.Signature(beat_layout(config.bus_width), always_ready=True)),
+            "o": Out(stream.Signature(weight_beat_layout(config.bus_width))).array(config.engines),
+        })
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        config = self._config
+        m.submodules.splitter = splitter = BurstSplitter(config)
+        m.submodules.runs = runs = Queue(32, self.RUNS_UNDER_WAY)
+        m.d.comb += [
+            splitter.i.p.eq(self.run.p),
+            runs.i.p.eq(self.run.p.beats),
+            splitter.i.valid.eq(self.run.valid & runs.i.ready),
+            runs.i.valid.eq(self.run.valid & splitter.i.ready),
+            self.run.ready.eq(splitter.i.ready & runs.i.ready),
+        ]
+        self._gate(m, splitter)
+        self._deal(m, runs)
+        return m
+
+    def _gate(self, m: Module, splitter: BurstSplitter) -> None:
+        """Lets a burst pass when there is room for it behind the slowest engine."""
+        config = self._config
+        capacity = config.fifo_depth * config.engines
+        space = Signal(range(capacity + 1), init=capacity)
+        room = Signal()
+        granted = Signal()
+        burst = splitter.o.p
+        m.d.comb += [
+            room.eq(space >= burst.beats),
+            self.o_burst.p.eq(burst),
+            self.o_burst.valid.eq(splitter.o.valid & room),
+            splitter.o.ready.eq(self.o_burst.ready & room),
+            granted.eq(self.o_burst.valid & self.o_burst.ready),
+        ]
+        # ahead[e]: beats that engine e has taken beyond the rounds that all engines have taken.
+        ahead = [Signal(range(config.fifo_depth + 1), name=f"ahead_{e}")
+                 for e in range(config.engines)]
+        round_done = Signal()
+        m.d.comb += round_done.eq(Cat(a != 0 for a in ahead).all())
+        for e, count in enumerate(ahead):
+            taken = self.o[e].valid & self.o[e].ready
+            m.d.sync += count.eq(count + taken - round_done)
+        given = Signal(range(config.engines + 1))
+        asked = Signal(9)
+        with m.If(round_done):
+            m.d.comb += given.eq(config.engines)
+        with m.If(granted):
+            m.d.comb += asked.eq(burst.beats)
+        m.d.sync += space.eq(space + given - asked)
+
+    def _deal(self, m: Module, runs: Queue) -> None:
+        """Writes each beat into its engine's FIFO; the last round of a run is marked."""
+        config = self._config
+        engine_idx = Signal(range(config.engines))
+        beats_left = Signal(32)
+        write = Signal(config.engines)
+        is_last = Signal()
+        m.d.comb += [
+            is_last.eq(beats_left <= config.engines),
+            runs.o.ready.eq((beats_left == 0) | ((beats_left == 1) & self.i.valid)),
+            write.eq(self.i.valid << engine_idx),
+        ]
+        with m.If(runs.o.ready):
+            m.d.sync += beats_left.eq(0)
+            with m.If(runs.o.valid):
+                m.d.sync += beats_left.eq(runs.o.p)
+        with m.Elif(self.i.valid):
+            m.d.sync += beats_left.eq(beats_left - 1)
+        with m.If(self.i.valid):
+            m.d.sync += engine_idx.eq(engine_idx + 1)
+            with m.If(engine_idx == config.engines - 1):
+                m.d.sync += engine_idx.eq(0)
+        for e in range(config.engines):
+            fifo = Queue(weight_beat_layout(config.bus_width), config.fifo_depth)
+            m.submodules[f"fifo_{e}"] = fifo
+            m.d.comb += [
+                fifo.i.p.data.eq(self.i.p.data),
+                fifo.i.p.last.eq(is_last),
+                fifo.i.valid.eq(write[e]),
+            ]
+            connect_stream(m, fifo.o, wiring.flipped(self.o[e]))

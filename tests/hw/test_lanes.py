@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+import random
+
+import numpy as np
+import pytest
+from sparsemac.config import CoreConfig
+from sparsemac_hw.lanes import MacLanes
+from sparsemac_hw.testing import simulate
+
+
+def loaded(config, activations):
+    """The writes that put (lanes, act_depth) activations into the memories, beat by beat."""
+    flat = activations.T.astype(np.uint8).tobytes()  # word by word, a byte per lane
+    step = config.bus_bytes
+    for beat, k in enumerate(range(0, len(flat), step)):
+        line, sub = divmod(beat, config.word_beats)
+        yield line, sub, int.from_bytes(flat[k : k + step], "little")
+
+
+@pytest.mark.parametrize(
+    ("lanes", "bus_width"), [(1, 64), (4, 64), (8, 64), (16, 64), (4, 32), (2, 128)]
+)
+def test_sums_rows_lane_by_lane(lanes, bus_width):
+    seed = 100 * lanes + bus_width
+    print("seed", seed)
+    rng = random.Random(seed)
+    config = CoreConfig(engines=1, lanes=lanes, act_depth=64, bus_width=bus_width, fifo_depth=64)
+    dut = MacLanes(config)
+    activations = np.random.default_rng(seed).integers(-128, 128, (lanes, 64))
+    expected, sums, latencies = [], [], []
+    cycle = [0]
+    ended = []
+
+    async def drive(ctx):
+        ctx.set(dut.w_en, 1)
+        for line, sub, value in loaded(config, activations):
+            ctx.set(dut.w_line, line)
+            ctx.set(dut.w_sub, sub)
+            ctx.set(dut.w_data, value)
+            await ctx.tick()
+        ctx.set(dut.w_en, 0)
+        for _ in range(20):
+            count = rng.randrange(lanes, lanes + 6)
+            total = np.zeros(lanes, np.int64)
+            for j in range(count):
+                while rng.random() < 0.3:
+                    ctx.set(dut.i_valid, 0)
+                    ctx.set(dut.i_weight, rng.randrange(-128, 128))
+                    await ctx.tick()
+                address, weight = rng.randrange(64), rng.choice([-128, 127, rng.randrange(-128, 128)])
+                total += weight * activations[:, address]
+                ctx.set(dut.i_valid, 1)
+                ctx.set(dut.i_addr, address)
+                ctx.set(dut.i_weight, weight)
+                ctx.set(dut.i_last, j == count - 1)
+                if j == count - 1:
+                    ended.append(cycle[0])
+                await ctx.tick()
+            ctx.set(dut.i_valid, 0)
+            expected.extend(total.tolist())
+        for _ in range(lanes + 2 * MacLanes.LATENCY_CYCLES):
+            await ctx.tick()
+
+    async def watch(ctx):
+        async for *_, valid, acc in ctx.tick().sample(dut.o_valid, dut.o_acc):
+            if valid:
+                if len(sums) % lanes == 0:
+                    latencies.append(cycle[0] - ended[len(sums) // lanes])
+                sums.append(acc)
+            cycle[0] += 1
+
+    simulate(dut, drive, background=[watch])
+    assert sums == expected
+    assert set(latencies) == {MacLanes.LATENCY_CYCLES}
+
+
+def test_accumulator_wraps_at_its_width():
+    config = CoreConfig(engines=1, lanes=1, act_depth=64, acc_width=16, fifo_depth=64)
+    dut = MacLanes(config)
+    sums = []
+
+    async def drive(ctx):
+        ctx.set(dut.w_en, 1)
+        ctx.set(dut.w_data, 0x7F)
+        await ctx.tick()
+        ctx.set(dut.w_en, 0)
+        for j in range(3):
+            ctx.set(dut.i_valid, 1)
+            ctx.set(dut.i_weight, 127)
+            ctx.set(dut.i_last, j == 2)
+            await ctx.tick()
+        ctx.set(dut.i_valid, 0)
+        for _ in range(8):
+            *_, valid, acc = await ctx.tick().sample(dut.o_valid, dut.o_acc)
+            if valid:
+                sums.append(acc)
+
+    simulate(dut, drive)
+    assert sums == [3 * 127 * 127 - (1 << 16)]

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+import random
+
+import numpy as np
+import pytest
+from sparsemac.config import CoreConfig
+from sparsemac.registers import FaultCode
+from sparsemac_hw.testing import simulate
+from sparsemac_hw.unpacker import Unpacker
+from support.bits import Row, random_rows, write_rows
+
+LIMIT = 300
+
+
+class Run:
+    """One simulation of an unpacker over several EXECs with random back-pressure."""
+
+    def __init__(self, seed, bus_width, execs, *, delta_bits=4, absolute=False, weight_bits=8,
+                 has_bias=True, quantized=True, positions=1, cut=0, entry_depth=512):
+        print("seed", seed)
+        self.rng = random.Random(seed)
+        self.dut = Unpacker(CoreConfig(
+            engines=1, bus_width=bus_width, fifo_depth=64, entry_depth=entry_depth
+        ))
+        self.entries, self.counts, self.rows, self.faults, self.fillers = [], [], [], [], 0
+        self.command = {
+            "delta_bits": delta_bits, "absolute": absolute, "int4": weight_bits == 4,
+            "has_bias": has_bias, "mode": 2 if quantized else 0, "limit": LIMIT,
+            "positions": positions,
+        }
+        self.expected_fillers = 0
+        self.streams = []
+        for rows in execs:
+            writer, fillers = write_rows(
+                rows, delta_bits=delta_bits, absolute=absolute, weight_bits=weight_bits,
+                has_bias=has_bias, quantized=quantized,
+            )
+            self.expected_fillers += fillers
+            beats = writer.beats(bus_width)
+            padding = [self.rng.getrandbits(bus_width) for _ in range(self.rng.randrange(3))]
+            self.streams.append(beats[: len(beats) - cut] if cut else beats + padding)
+        self.done = 0
+        simulate(self.dut, self.control, background=[self.feed, self.sink])
+
+    async def feed(self, ctx):
+        i = self.dut.i
+        for beats in self.streams:
+            for k, beat in enumerate(beats):
+                while self.rng.random() < 0.3:
+                    await ctx.tick()
+                ctx.set(i.p, {"data": beat, "last": k == len(beats) - 1})
+                ctx.set(i.valid, 1)
+                ready = False
+                while not ready:
+                    *_, ready = await ctx.tick().sample(i.ready)
+                ctx.set(i.valid, 0)
+
+    async def control(self, ctx):
+        ctx.set(self.dut.command, self.command)
+        for _ in self.streams:
+            ctx.set(self.dut.start, 1)
+            await ctx.tick()
+            ctx.set(self.dut.start, 0)
+            for _ in range(4000):
+                *_, done = await ctx.tick().sample(self.dut.done)
+                if done or self.faults:
+                    break
+            self.done += done
+            await ctx.tick().repeat(12)
+
+    async def sink(self, ctx):
+        dut = self.dut
+        outputs = (dut.o, dut.o_count, dut.o_row)
+        while True:
+            ready = [self.rng.random() < 0.7 for _ in outputs]
+            for stream, on in zip(outputs, ready, strict=True):
+                ctx.set(stream.ready, on)
+            sampled = [s for stream in outputs for s in (stream.valid, stream.p)]
+            _, _, ev, e, cv, c, rv, r, fault, filler = await ctx.tick().sample(
+                *sampled, dut.fault, dut.filler)
+            if ev and ready[0]:
+                self.entries.append((e.offset, e.weight))
+            if cv and ready[1]:
+                self.counts.append(c)
+            if rv and ready[2]:
+                self.rows.append(Row(r.out_offset, [], r.bias, r.multiplier, r.shift))
+            if fault:
+                self.faults.append(fault)
+            self.fillers += filler
+
+
+CASES = [
+    (64, dict(delta_bits=4)),
+    (32, dict(delta_bits=3, weight_bits=4, quantized=False)),
+    (128, dict(delta_bits=0, has_bias=False, quantized=False)),
+    (512, dict(delta_bits=8, weight_bits=4)),
+    (64, dict(delta_bits=0, absolute=True)),
+    (64, dict(delta_bits=2, weight_bits=4, has_bias=False)),
+    (32, dict(delta_bits=1)),
+    (256, dict(delta_bits=0, absolute=True, weight_bits=4)),
+]
+
+
+@pytest.mark.parametrize(("bus_width", "form"), CASES)
+def test_reads_rows_and_entries(bus_width, form):
+    seed = bus_width + form["delta_bits"]
+    rng = np.random.default_rng(seed)
+    quantized, weight_bits = form.get("quantized", True), form.get("weight_bits", 8)
+    execs = [
+        random_rows(rng, count, LIMIT, density=density, weight_bits=weight_bits, quantized=quantized)
+        for count, density in ((10, 0.1), (0, 0), (4, 0.8))
+    ]
+    run = Run(seed, bus_width, execs, **form)
+    rows = sum(execs, [])
+    assert run.faults == [] and run.done == len(execs)
+    assert run.entries == [e for row in rows for e in row.entries or [(0, 0)]]
+    assert run.counts == [max(1, len(row.entries)) for row in rows]
+    assert [row.out_offset for row in run.rows] == [row.out_offset for row in rows]
+    if form.get("has_bias", True):
+        assert [row.bias for row in run.rows] == [row.bias for row in rows]
+    if quantized:
+        got = [(row.multiplier, row.shift) for row in run.rows]
+        assert got == [(row.multiplier, row.shift) for row in rows]
+    assert run.fillers == run.expected_fillers
+
+
+def test_a3_offset_beyond_the_limit_is_a_fault_and_is_not_passed_on():
+    run = Run(1, 64, [[Row(0, [(3, 5), (LIMIT, 7)])]])
+    assert run.faults[0] == FaultCode.COLUMN
+    assert run.entries == [(3, 5)]
+
+
+def test_a2_stream_that_ends_early_is_a_fault():
+    rows = random_rows(np.random.default_rng(2), 10, LIMIT, density=0.5)
+    run = Run(2, 64, [rows], cut=2)
+    assert run.faults[0] == FaultCode.STREAM
+
+
+def test_row_too_long_to_be_replayed_is_a_fault():
+    rows = [Row(0, [(k, 1) for k in range(17)])]
+    assert Run(3, 64, [rows], positions=2, entry_depth=16).faults[0] == FaultCode.ROW
+    assert Run(3, 64, [rows], positions=1, entry_depth=16).faults == []
