@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The guard: the only driver of an address channel, and the only part that must be trusted."""
+
+from typing import Literal
+
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from sparsemac.config import CoreConfig
+from sparsemac.registers import WINDOW_GRANULE_BYTES, FaultCode
+
+from .bus import ID_BITS
+from .layouts import burst_layout, window_layout
+
+__all__ = ["Guard"]
+
+#: AXI4 (IHI 0022, A3.4.1): ``AxBURST`` of incrementing addresses.
+BURST_INCR = 0b01
+
+PAGE_BITS = WINDOW_GRANULE_BYTES.bit_length() - 1
+
+
+class Guard(wiring.Component):
+    """Lets a burst out if every byte of it lies in one open window; denies it otherwise.
+
+    A burst passes if it has 1 to 256 beats, stays inside a page of 4096 bytes, and its page lies in
+    ``first .. last`` of a window with the permission for this direction. A window with
+    ``first > last`` matches nothing. Nothing upstream is trusted: whatever comes in on ``i``, only
+    such bursts come out (proved in ``tests/hw/test_guard_proof.py``). Address bits below a beat are
+    ignored and sent as 0.
+
+    Each request that was taken is answered in order by one strobe, ``granted`` or ``denied``, at
+    least a cycle later, unless ``stop`` comes first: then it is dropped without an answer. Once
+    VALID is up, it stays with the same payload until READY, as AXI4 (A3.2.1) demands, whatever
+    ``stop``, ``epoch`` and the requests do.
+
+    The windows may change in any cycle but one after which VALID is up: the bank locks them while
+    the core is busy or ``pending`` is high.
+
+    Latency: `LATENCY_CYCLES` from a transfer on ``i`` to VALID. Throughput: one burst per cycle
+    while READY is high.
+
+    Parameters
+    ----------
+    config : CoreConfig
+    direction : "read" or "write"     Which permission of the windows counts.
+
+    Members
+    -------
+    i : In(stream of burst_layout)    Requests.
+    epoch : In(4)                     ID of the bursts let out from now on.
+    windows : In(array of window_layout)
+    stop : In(1)                      Take no request, and drop one that is not yet granted.
+    id, addr, len, size, burst, prot, valid : Out; ready : In     The pins of AR or AW.
+    granted : Out(1)                  Strobe: the oldest request is on the pins from the next cycle.
+    denied : Out(1)                   Strobe: the oldest request was refused.
+    denied_code : Out(8)              With ``denied``: PERM if the page is in a window, but in none
+                                      with the permission; WINDOW for any other reason.
+    denied_address : Out(32)          With ``denied``: first byte of the burst.
+    issued : Out(1)                   Strobe: a burst has left, VALID and READY are high.
+    pending : Out(1)                  VALID is high.
+    """
+
+    LATENCY_CYCLES = 2
+
+    i: stream.Interface
+    epoch: Signal
+    windows: data.View
+    stop: Signal
+    id: Signal
+    addr: Signal
+    len: Signal
+    size: Signal
+    burst: Signal
+    prot: Signal
+    valid: Signal
+    ready: Signal
+    granted: Signal
+    denied: Signal
+    denied_code: Signal
+    denied_address: Signal
+    issued: Signal
+    pending: Signal
+
+    def __init__(self, config: CoreConfig, direction: Literal["read", "write"]) -> None:
+        if direction not in ("read", "write"):
+            raise ValueError(f"direction must be 'read' or 'write', not {direction!r}")
+        self._config = config
+        self._direction = direction
+        super().__init__({
+            "i": In(stream.Signature(burst_layout)),
+            "epoch": In(ID_BITS),
+            "windows": In(data.ArrayLayout(window_layout, config.windows)),
+            "stop": In(1),
+            "id": Out(ID_BITS),
+            "addr": Out(32),
+            "len": Out(8),
+            "size": Out(3),
+            "burst": Out(2),
+            "prot": Out(3),
+            "valid": Out(1),
+            "ready": In(1),
+            "granted": Out(1),
+            "denied": Out(1),
+            "denied_code": Out(8),
+            "denied_address": Out(32),
+            "issued": Out(1),
+            "pending": Out(1),
+        })
+
+    @property
+    def config(self) -> CoreConfig:
+        """Configuration of the core."""
+        return self._config
+
+    @property
+    def direction(self) -> str:
+        """Which permission of the windows counts, "read" or "write"."""
+        return self._direction
+
+    @property
+    def _beat_bits(self) -> int:
+        return self._config.bus_bytes.bit_length() - 1
+
+    def _covers(self, window: data.View, page: Value) -> Value:
+        """Whether the window holds the page."""
+        return (window.first <= page) & (page <= window.last)
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        held = Signal()  # a request waits for its answer
+        address = Signal(32)
+        # Beats less one, as on the pins. Beats of 0 and of more than 256 set bit 8.
+        length = Signal(9)
+        fits = Signal()
+        covered = Signal()
+        permitted = Signal()
+
+        page = address[PAGE_BITS:]
+        last_beat = address[self._beat_bits : PAGE_BITS] + length[:8]
+        covers = Cat(self._covers(window, page) for window in self.windows)
+        opens = Cat(window[self._direction] for window in self.windows)
+        m.d.comb += [
+            fits.eq(~length[8] & (last_beat < WINDOW_GRANULE_BYTES >> self._beat_bits)),
+            covered.eq(covers.any()),
+            permitted.eq((covers & opens).any()),
+        ]
+
+        passes = fits & permitted
+        vacant = ~self.valid | self.ready
+        m.d.comb += [
+            self.granted.eq(held & ~self.stop & passes & vacant),
+            self.denied.eq(held & ~self.stop & ~passes),
+            self.denied_code.eq(Mux(fits & covered, FaultCode.PERM, FaultCode.WINDOW)),
+            self.denied_address.eq(address),
+            self.i.ready.eq(~self.stop & (~held | self.granted | self.denied)),
+        ]
+        with m.If(self.stop):
+            m.d.sync += held.eq(0)
+        with m.Elif(self.i.ready):
+            m.d.sync += [
+                held.eq(self.i.valid),
+                address[self._beat_bits :].eq(self.i.payload.address[self._beat_bits :]),
+                length.eq(self.i.payload.beats - 1),
+            ]
+
+        with m.If(vacant):
+            m.d.sync += [
+                self.valid.eq(self.granted),
+                self.id.eq(self.epoch),
+                self.addr.eq(address),
+                self.len.eq(length),
+            ]
+        m.d.comb += [
+            self.size.eq(self._beat_bits),
+            self.burst.eq(BURST_INCR),
+            self.issued.eq(self.valid & self.ready),
+            self.pending.eq(self.valid),
+        ]
+        return m
