@@ -124,7 +124,8 @@ class Guard(wiring.Component):
 
     def _covers(self, window: data.View, page: Value) -> Value:
         """Whether the window holds the page."""
-        return (window.first <= page) & (page <= window.last)
+        # Both as "less than": yosys adds a comparator for equality to any "less or equal".
+        return ~(page < window.first) & ~(window.last < page)
 
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
