@@ -20,7 +20,7 @@ COPY_DISTANCE_BYTES = 1 << 16
 class CopyCore(wiring.Component):
     def __init__(self, config: CoreConfig, *, bad_address: bool = False) -> None:
         self.config = config
-        self.bad_address = bad_address  # starts bursts 64 bytes before the end of a page
+        self.bad_address = bad_address  # starts bursts 24 bytes before the end of a page
         super().__init__({
             "s_axil": In(AxiLiteSignature(12)),
             "m_axi": Out(Axi4Signature(config.bus_width)),
@@ -105,7 +105,7 @@ class CopyCore(wiring.Component):
                 getattr(bus, channel + "id").eq(5),
             ]
         m.d.comb += [
-            bus.araddr.eq(address + (4096 - 64 if self.bad_address else 0)),
+            bus.araddr.eq(address + (4096 - 24 if self.bad_address else 0)),
             bus.awaddr.eq(address + COPY_DISTANCE_BYTES),
             w.addr.eq(beat), w.data.eq(bus.rdata), w.en.eq(bus.rvalid & bus.rready),
             r.addr.eq(beat),
