@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The read side of the AXI4 master: three requesters, one channel of beats in order."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value
+from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib.wiring import In, Out
+from sparsemac.config import CoreConfig
+from sparsemac.registers import FaultCode
+
+from .bus import ID_BITS
+from .layouts import beat_layout, burst_layout, fault_layout
+from .streams import Queue
+
+__all__ = ["ReadClient", "Reader"]
+
+#: AXI4 (IHI 0022, A3.4.4): ``RRESP`` of a normal access that succeeded.
+RESP_OKAY = 0b00
+
+
+class ReadClient(enum.Enum, shape=2):
+    """Who asked for a burst."""
+
+    COMMANDS = 0
+    LOAD = 1
+    WEIGHTS = 2
+
+
+class Reader(wiring.Component):
+    """Merges read requests, and hands each beat to the requester it belongs to.
+
+    Commands go first, then loads and weights take turns. All bursts carry one AXI ID, the epoch, so
+    beats come back in the order of the requests. The read data channel is never stalled: who asks
+    for a beat has room for it.
+
+    Each beat is checked before it is handed on:
+
+    - of another epoch: dropped, strobe ``stale``;
+    - of this epoch, though nothing is outstanding: dropped, fault PROTO (address 0);
+    - a response other than OKAY: fault BUS, the response as its detail;
+    - RLAST where the burst does not end, or none where it does: fault PROTO.
+
+    The beat at fault and all beats after it are swallowed until ``clear``.
+
+    Latency: `LATENCY_CYCLES` from a beat on the pins to the client, one more to ``fault_valid``.
+    Throughput: one beat per cycle; one burst per 2 cycles (which cuts the path from ARREADY,
+    through the guard, to the requesters).
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    commands, load, weights : In(stream of burst_layout)   Requests, beat-aligned, 1 to
+                                      ``burst_beats`` beats, that do not cross a block of as many.
+    o_burst : Out(stream of burst_layout)                  Requests in order, to the read guard.
+    o_commands, o_load, o_weights : Out(stream of beat_layout)   Beats; always ready.
+    epoch : In(4)                     ID of the bursts that are issued now.
+    issued : In(1), issued_beats : In(9)    Strobe: a burst of this epoch has left on AR.
+    clear : In(1)                     Forget all requests. What is outstanding becomes stale; if
+                                      anything is, ``epoch`` must change with the next cycle.
+    rid, rdata, rresp, rlast, rvalid : In; rready : Out    The pins of R.
+    fault_valid : Out(1), fault : Out(fault_layout)        Strobe, and which fault.
+    culprit : Out(ReadClient)         With ``fault_valid``, whose burst it was; else, who made the
+                                      newest request that the guard has taken.
+    outstanding : Out(16)             Beats of this epoch still to come.
+    stale_outstanding : Out(16)       Beats of earlier epochs still to come.
+    stale : Out(1)                    Strobe: a beat of another epoch was dropped.
+    beat : Out(1)                     Strobe: a beat of this epoch has come.
+    """
+
+    LATENCY_CYCLES = 1
+    BURSTS_UNDER_WAY = 16
+
+    commands: stream.Interface
+    load: stream.Interface
+    weights: stream.Interface
+    o_burst: stream.Interface
+    o_commands: stream.Interface
+    o_load: stream.Interface
+    o_weights: stream.Interface
+    epoch: Signal
+    issued: Signal
+    issued_beats: Signal
+    clear: Signal
+    rid: Signal
+    rdata: Signal
+    rresp: Signal
+    rlast: Signal
+    rvalid: Signal
+    rready: Signal
+    fault_valid: Signal
+    fault: data.View
+    culprit: enum.EnumView
+    outstanding: Signal
+    stale_outstanding: Signal
+    stale: Signal
+    beat: Signal
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        beats = stream.Signature(beat_layout(config.bus_width), always_ready=True)
+        super().__init__({
+            "commands": In(stream.Signature(burst_layout)),
+            "load": In(stream.Signature(burst_layout)),
+            "weights": In(stream.Signature(burst_layout)),
+            "o_burst": Out(stream.Signature(burst_layout)),
+            "o_commands": Out(beats),
+            "o_load": Out(beats),
+            "o_weights": Out(beats),
+            "epoch": In(ID_BITS),
+            "issued": In(1),
+            "issued_beats": In(9),
+            "clear": In(1),
+            "rid": In(ID_BITS),
+            "rdata": In(config.bus_width),
+            "rresp": In(2),
+            "rlast": In(1),
+            "rvalid": In(1),
+            "rready": Out(1),
+            "fault_valid": Out(1),
+            "fault": Out(fault_layout),
+            "culprit": Out(ReadClient),
+            "outstanding": Out(16),
+            "stale_outstanding": Out(16),
+            "stale": Out(1),
+            "beat": Out(1),
+        })
+        self._beat_bits = config.bus_bytes.bit_length() - 1
+        self._index_bits = config.burst_beats.bit_length() - 1
+        # As narrow as it gets on the way: address in beats, and the beats of a burst less one.
+        self._track_layout = data.StructLayout({
+            "client": ReadClient,
+            "address": 32 - self._beat_bits,
+            "last_idx": self._index_bits,
+        })
+
+    @property
+    def config(self) -> CoreConfig:
+        """Configuration of the core."""
+        return self._config
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        tracking = Queue(self._track_layout, self.BURSTS_UNDER_WAY)
+        m.submodules.tracking = ResetInserter(self.clear)(tracking)
+        self._arbitrate(m, tracking.i)
+        self._check(m, tracking.o)
+        return m
+
+    def _arbitrate(self, m: Module, track: stream.Interface) -> None:
+        """Picks a request, notes whose it is, and holds it until the guard takes it."""
+        held = Signal()
+        held_request = Signal(self._track_layout, reset_less=True)
+        vacant = Signal()
+        weights_turn = Signal()
+        choice = Signal(ReadClient)
+        requests = {
+            ReadClient.COMMANDS: self.commands,
+            ReadClient.LOAD: self.load,
+            ReadClient.WEIGHTS: self.weights,
+        }
+        with m.If(self.commands.valid):
+            m.d.comb += choice.eq(ReadClient.COMMANDS)
+        with m.Elif(self.weights.valid & (weights_turn | ~self.load.valid)):
+            m.d.comb += choice.eq(ReadClient.WEIGHTS)
+        with m.Else():
+            m.d.comb += choice.eq(ReadClient.LOAD)
+
+        m.d.comb += [vacant.eq(~held & track.ready), track.payload.client.eq(choice)]
+        with m.Switch(choice):
+            for client, request in requests.items():
+                with m.Case(client):
+                    m.d.comb += [
+                        request.ready.eq(vacant),
+                        track.valid.eq(request.valid & vacant),
+                        track.payload.address.eq(request.payload.address[self._beat_bits :]),
+                        track.payload.last_idx.eq(request.payload.beats - 1),
+                    ]
+        with m.If(~held):
+            m.d.sync += [held_request.eq(track.payload), held.eq(track.valid)]
+        with m.Elif(self.o_burst.ready):
+            m.d.sync += [held.eq(0), self.culprit.eq(held_request.client)]
+        with m.If(self.clear):
+            m.d.sync += held.eq(0)
+        with m.If(track.valid & (choice != ReadClient.COMMANDS)):
+            m.d.sync += weights_turn.eq(choice == ReadClient.LOAD)
+        m.d.comb += [
+            self.o_burst.valid.eq(held),
+            self.o_burst.payload.address.eq(Cat(Const(0, self._beat_bits), held_request.address)),
+            self.o_burst.payload.beats.eq(held_request.last_idx + 1),
+        ]
+
+    def _check(self, m: Module, track: stream.Interface) -> None:
+        """Checks each beat against the oldest burst, and hands it on if nothing is wrong."""
+        halt = Signal()
+        valid, current, last, refused = Signal(), Signal(), Signal(), Signal()
+        beat = Signal(beat_layout(self._config.bus_width), reset_less=True)
+        resp = Signal(2, reset_less=True)
+        # The epoch may change under a beat that is in this stage: it is judged on its way in.
+        m.d.sync += [
+            valid.eq(self.rvalid),
+            current.eq((self.rid == self.epoch) & ~self.clear),
+            last.eq(self.rlast),
+            resp.eq(self.rresp),
+            refused.eq(self.rresp != RESP_OKAY),
+            beat.data.eq(self.rdata),
+        ]
+
+        beat_idx = Signal(self._index_bits)  # beats of the oldest burst that have come
+        expected, ends, good, failing = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.rready.eq(1),
+            self.beat.eq(valid & current),
+            self.stale.eq(valid & ~current),
+            expected.eq(self.beat & self.outstanding.any()),
+            ends.eq(beat_idx == track.payload.last_idx),
+            good.eq(expected & ~refused & (last == ends) & ~halt),
+            failing.eq(self.beat & ~good & ~halt),
+            track.ready.eq(expected & ends),
+        ]
+        with m.If(expected):
+            m.d.sync += beat_idx.eq(Mux(ends, 0, beat_idx + 1))
+        with m.If(failing):
+            m.d.sync += halt.eq(1)
+        with m.If(self.clear):
+            m.d.sync += [beat_idx.eq(0), halt.eq(0)]
+
+        outputs = {
+            ReadClient.COMMANDS: self.o_commands,
+            ReadClient.LOAD: self.o_load,
+            ReadClient.WEIGHTS: self.o_weights,
+        }
+        for client, output in outputs.items():
+            m.d.comb += [
+                output.payload.eq(beat),
+                output.valid.eq(good & (track.payload.client == client)),
+            ]
+        self._report(m, track.payload, failing, expected, refused & expected, resp, beat_idx)
+        self._count(m, expected)
+
+    def _report(self, m: Module, burst: data.View, failing: Value, expected: Value,
+                refused: Value, resp: Value, beat_idx: Value) -> None:
+        """Describes the fault, and whose burst it met."""
+        # A burst stays inside its block, so only the low bits of its address can have moved.
+        index = burst.address[: self._index_bits] + beat_idx
+        address = Cat(index[: self._index_bits], burst.address[self._index_bits :])
+        m.d.sync += [
+            self.fault_valid.eq(failing & ~self.clear),
+            self.fault.code.eq(Mux(refused, FaultCode.BUS, FaultCode.PROTO)),
+            self.fault.detail.eq(Mux(refused, resp, 0)),
+            self.fault.address.eq(Cat(Const(0, self._beat_bits), address)),
+        ]
+        with m.If(~expected):
+            m.d.sync += self.fault.address.eq(0)
+        with m.If(failing & expected):
+            m.d.sync += self.culprit.eq(burst.client)
+
+    def _count(self, m: Module, expected: Signal) -> None:
+        """Counts what the bus owes. No burst leaves untracked, so a narrow counter will do."""
+        bits = (self.BURSTS_UNDER_WAY * self._config.burst_beats).bit_length()
+        count = Signal(bits)
+        count_next = Signal(bits)
+        moved = Signal(bits)
+        m.d.comb += [
+            count_next.eq(count + Mux(self.issued, self.issued_beats, 0) - expected),
+            self.outstanding.eq(count),
+        ]
+        m.d.sync += count.eq(count_next)
+        with m.If(self.clear):
+            m.d.comb += moved.eq(count_next)
+            m.d.sync += count.eq(0)
+        arrived = self.stale & self.stale_outstanding.any()
+        m.d.sync += self.stale_outstanding.eq(self.stale_outstanding + moved - arrived)
