@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs LOAD commands: copies activations from memory into the buffers of all engines."""
+
+from amaranth.hdl import Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from sparsemac.config import CoreConfig
+from sparsemac.registers import FaultCode
+
+from .bursts import BurstSplitter
+from .layouts import beat_layout, burst_layout, fault_layout, load_layout
+from .streams import connect_stream
+
+__all__ = ["Loader", "waiting_load_layout"]
+
+#: A LOAD and the number of EXECs that must be complete before it starts.
+waiting_load_layout = data.StructLayout({"command": load_layout, "wait": 16})
+
+
+class Loader(wiring.Component):
+    """Reads the lines of a LOAD, one LOAD at a time, and numbers their beats for the buffers.
+
+    A LOAD starts when ``execs_done`` has reached its wait. Its lines go to consecutive places of
+    the buffer. If one would end beyond the buffer, the loader stops with fault SIZE before it asks
+    for any beat of that line, and stays so until reset.
+
+    A beat goes to line ``w_line`` of the buffer. Where a word is longer than a beat, lines are
+    words and ``w_sub`` tells which beat of the word it is; else a line is a beat of words.
+
+    Latency: 1 cycle from a beat on ``i_beats`` to the write. Throughput: one beat per cycle; a line
+    takes at least 2 cycles.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    i : In(stream of waiting_load_layout)     Commands that the dispatcher has validated.
+    i_beats : In(stream of beat_layout)       Beats that were asked for, in order; always ready.
+    o_burst : Out(stream of burst_layout)     To the read side.
+    execs_done : In(16)                       EXECs of the job that are complete.
+    w_en : Out(1)                             Strobe: write ``w_data`` to the buffers.
+    w_line : Out(range(act_depth / line_words))
+    w_sub : Out(range(word_beats))
+    w_data : Out(bus_width)
+    busy : Out(1)                             A LOAD is at work or waits.
+    done : Out(1)                             Strobe: the buffers hold all of a LOAD.
+    done_count : Out(16)                      LOADs of the job that are complete.
+    index : Out(16)                           Place in the list of the LOAD at work.
+    fault_valid : Out(1), fault : Out(fault_layout)    Strobe, and the fault: the line's address.
+    """
+
+    i: stream.Interface
+    i_beats: stream.Interface
+    o_burst: stream.Interface
+    execs_done: Signal
+    w_en: Signal
+    w_line: Signal
+    w_sub: Signal
+    w_data: Signal
+    busy: Signal
+    done: Signal
+    done_count: Signal
+    index: Signal
+    fault_valid: Signal
+    fault: data.View
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        super().__init__({
+            "i": In(stream.Signature(waiting_load_layout)),
+            "i_beats": In(stream.Signature(beat_layout(config.bus_width), always_ready=True)),
+            "o_burst": Out(stream.Signature(burst_layout)),
+            "execs_done": In(16),
+            "w_en": Out(1),
+            "w_line": Out(range(config.act_depth // config.line_words)),
+            "w_sub": Out(range(config.word_beats)),
+            "w_data": Out(config.bus_width),
+            "busy": Out(1),
+            "done": Out(1),
+            "done_count": Out(16),
+            "index": Out(16),
+            "fault_valid": Out(1),
+            "fault": Out(fault_layout),
+        })
+
+    @property
+    def config(self) -> CoreConfig:
+        """Configuration of the core."""
+        return self._config
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        config = self._config
+        # Places in the buffers are counted in beats: 2**place_bits of them.
+        sub_bits = config.word_beats.bit_length() - 1
+        skip_bits = config.line_words.bit_length() - 1
+        place_bits = config.address_bits + sub_bits - skip_bits
+        line_bits = load_layout["line_beats"].width
+        m.submodules.splitter = splitter = BurstSplitter(config, line_bits)
+        connect_stream(m, splitter.o, wiring.flipped(self.o_burst))
+
+        pending = Signal(waiting_load_layout, reset_less=True)
+        command = pending.command
+        address = Signal(32, reset_less=True)
+        lines_left = Signal(load_layout["lines"].width, reset_less=True)
+        place = Signal(place_bits + 1)  # of the next beat
+        end = Signal(place_bits + 1)  # behind the last beat that was asked for
+        line_end = Signal(max(place_bits + 1, line_bits) + 1)
+        beyond = Signal()
+        m.d.comb += [
+            line_end.eq(end + command.line_beats),
+            beyond.eq(
+                line_end[place_bits + 1 :].any()
+                | (line_end[place_bits] & line_end[:place_bits].any())
+            ),
+            splitter.i.payload.address.eq(address),
+            splitter.i.payload.beats.eq(command.line_beats),
+            self.index.eq(command.index),
+        ]
+        first_place = self.i.payload.command.destination[skip_bits:] << sub_bits
+
+        with m.FSM(name="load") as fsm:
+            with m.State("IDLE"):  # no command
+                m.d.comb += self.i.ready.eq(1)
+                m.d.sync += [
+                    pending.eq(self.i.payload),
+                    address.eq(self.i.payload.command.address),
+                    lines_left.eq(self.i.payload.command.lines),
+                    place.eq(first_place),
+                    end.eq(first_place),
+                ]
+                with m.If(self.i.valid):
+                    m.next = "WAIT"
+            with m.State("WAIT"):  # the buffer is in use by EXECs before
+                with m.If(self.execs_done >= pending.wait):
+                    m.next = "ASK"
+            with m.State("ASK"):  # one line after the other goes to the splitter
+                m.d.comb += splitter.i.valid.eq(~beyond)
+                with m.If(beyond):
+                    m.d.comb += self.fault_valid.eq(1)
+                    m.next = "HALT"
+                with m.Elif(splitter.i.ready):
+                    m.d.sync += [
+                        address.eq(address + command.stride),
+                        lines_left.eq(lines_left - 1),
+                        end.eq(line_end),
+                    ]
+                    with m.If(lines_left == 1):
+                        m.next = "DRAIN"
+            with m.State("DRAIN"):  # the last beats are on their way
+                with m.If(place == end):
+                    m.d.comb += self.done.eq(1)
+                    m.d.sync += self.done_count.eq(self.done_count + 1)
+                    m.next = "IDLE"
+            with m.State("HALT"):  # a fault was reported
+                pass
+
+        with m.If(self.i_beats.valid):
+            m.d.sync += place.eq(place + 1)
+        m.d.sync += [
+            self.w_en.eq(self.i_beats.valid),
+            self.w_line.eq(place[sub_bits:]),
+            self.w_sub.eq(place[:sub_bits]),
+            self.w_data.eq(self.i_beats.payload.data),
+        ]
+        m.d.comb += [
+            self.busy.eq(~fsm.ongoing("IDLE")),
+            self.fault.code.eq(FaultCode.SIZE),
+            self.fault.address.eq(address),
+            self.fault.command.eq(command.index),
+        ]
+        return m
