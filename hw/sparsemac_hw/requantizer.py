@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requantization: from a sum to int8, bit by bit as gemmlowp and TOSA define it."""
+
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from sparsemac._checks import as_int_in
+from sparsemac.commands import OutputMode
+
+__all__ = ["Requantizer"]
+
+#: The product is shifted right by this many bits before ``i_shift`` counts: multipliers are Q31.
+FRACTION_BITS = 31
+
+#: The multiplier blocks of an FPGA are 18 x 18 bits: low operand halves are that wide.
+HALF_BITS = 18
+
+#: Bits that hold every scaled sum before the fine shift that need not saturate: the fine shift is
+#: at most 7, so what does not fit is still beyond 511 after it, and no zero point brings it back.
+NARROW_BITS = 17
+
+#: ``s * 2**31 >> 31``: how raw sums go through the multiplier unchanged.
+UNIT = 1 << FRACTION_BITS
+
+
+class Requantizer(wiring.Component):
+    """Adds, scales, rounds, shifts, adds the zero point and clamps; one result per cycle.
+
+    With s = acc + addend modulo 2**32, the output is s itself in mode RAW, else::
+
+        P   = s * multiplier
+        h   = (P >> 31) + (bit 30 of P, if mode is DOUBLE or shift is 0)
+        y   = (h + nudge) >> shift
+        out = clamp(y + zero_point, low, high)
+
+    nudge is 0 if shift is 0, else ``2**(shift - 1)``, less 1 if mode is DOUBLE and h < 0. There is
+    no stall: whoever feeds it makes sure that there is room behind it.
+
+    The product is that of ``s + 2**31``, which is never negative, so four unsigned products of 18
+    bits do; ``2**31 * multiplier`` is taken off again where the products are summed.
+
+    Latency: `LATENCY_CYCLES` from ``i_valid`` to ``o_valid``, `SUM_LATENCY_CYCLES` to
+    ``o_sum_valid``. Throughput: one result per cycle.
+    Exact for: every acc, addend, shift and 36-bit multiplier, and low <= high. Overflow: the first
+    sum wraps modulo 2**32, nothing else does.
+
+    Parameters
+    ----------
+    acc_width : int          Width of the accumulator, 1 to 32 [bits].
+    tag_shape : ShapeLike    What travels beside each result.
+
+    Members
+    -------
+    i_valid, i_acc, i_addend : In                A sum, and what to add: bias or partial sum.
+    i_multiplier : In(36), i_shift : In(5)       Scale: multiplier / 2**(31 + shift).
+    i_tag : In(tag_shape)
+    i_mode : In(2)                               OutputMode; this and the rest are constant while
+    i_zero_point, i_low, i_high : In(signed(8))  results are under way.
+    o_valid : Out(1), o_value : Out(signed(32)), o_tag : Out(tag_shape)   int8 is sign-extended.
+    o_sum_valid : Out(1), o_sum : Out(signed(32))   s, in the order of the inputs.
+
+    Source: TOSA 1.0, section 1.9 (apply_scale_32); gemmlowp fixedpoint.h
+    (SaturatingRoundingDoublingHighMul, RoundingDivideByPOT).
+    """
+
+    LATENCY_CYCLES = 9
+    SUM_LATENCY_CYCLES = 1
+
+    i_valid: Signal
+    i_acc: Signal
+    i_addend: Signal
+    i_multiplier: Signal
+    i_shift: Signal
+    i_tag: Any
+    i_mode: Signal
+    i_zero_point: Signal
+    i_low: Signal
+    i_high: Signal
+    o_valid: Signal
+    o_value: Signal
+    o_tag: Any
+    o_sum_valid: Signal
+    o_sum: Signal
+
+    def __init__(self, acc_width: int, tag_shape: Any = 0) -> None:
+        self._acc_width = as_int_in("acc_width", acc_width, 1, 32)
+        self._tag_shape = tag_shape
+        super().__init__({
+            "i_valid": In(1),
+            "i_acc": In(signed(self._acc_width)),
+            "i_addend": In(signed(32)),
+            "i_multiplier": In(36),
+            "i_shift": In(5),
+            "i_tag": In(tag_shape),
+            "i_mode": In(2),
+            "i_zero_point": In(signed(8)),
+            "i_low": In(signed(8)),
+            "i_high": In(signed(8)),
+            "o_valid": Out(1),
+            "o_value": Out(signed(32)),
+            "o_tag": Out(tag_shape),
+            "o_sum_valid": Out(1),
+            "o_sum": Out(signed(32)),
+        })
+
+    @property
+    def acc_width(self) -> int:
+        """Width of the accumulator [bits]."""
+        return self._acc_width
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        raw = Signal()
+        double = Signal()
+        m.d.comb += [
+            raw.eq(self.i_mode == OutputMode.RAW),
+            double.eq(self.i_mode == OutputMode.DOUBLE),
+        ]
+        self._accompany(m)
+        total, multiplier, shift = self._add(m, raw)
+        product, shift = self._multiply(m, total, multiplier, shift)
+        high_part, shift = self._round(m, product, shift, double)
+        self._scale(m, high_part, shift, raw, double)
+        return m
+
+    def _accompany(self, m: Module) -> None:
+        """The valid bit and the tag, all the way."""
+        valid, tag = self.i_valid, self.i_tag
+        for stage in range(1, self.LATENCY_CYCLES + 1):
+            valid = _after(m, f"valid_{stage}", valid, reset_less=False)
+            later = Signal(self._tag_shape, name=f"tag_{stage}", reset_less=True)
+            m.d.sync += later.eq(tag)
+            tag = later
+            if stage == self.SUM_LATENCY_CYCLES:
+                m.d.comb += self.o_sum_valid.eq(valid)
+        m.d.comb += [self.o_valid.eq(valid), self.o_tag.eq(tag)]
+
+    def _add(self, m: Module, raw: Signal) -> tuple[Signal, Signal, Signal]:
+        """Stage 1: the sum, and its scale."""
+        total = Signal(signed(32), reset_less=True)
+        multiplier = Signal(36, reset_less=True)
+        shift = Signal(5, name="shift_1", reset_less=True)
+        m.d.sync += [
+            total.eq(self.i_acc + self.i_addend),
+            multiplier.eq(self.i_multiplier),
+            shift.eq(self.i_shift),
+        ]
+        # A constant instead of the input is a synchronous set or reset: it costs no LUT, and the
+        # multiplier then stands in for nine registers of 32 bits beside it.
+        with m.If(raw):
+            m.d.sync += [multiplier.eq(UNIT), shift.eq(0)]
+        m.d.comb += self.o_sum.eq(total)
+        return total, multiplier, shift
+
+    def _multiply(
+        self, m: Module, total: Signal, multiplier: Signal, shift: Signal
+    ) -> tuple[Signal, Signal]:
+        """Stages 2 to 4: four products, two sums of them, their sum; bits from 30 upwards."""
+        offset = Cat(total[:31], ~total[31])  # total + 2**31, unsigned
+        a0, a1 = offset[:HALF_BITS], offset[HALF_BITS:]
+        b0, b1 = multiplier[:HALF_BITS], multiplier[HALF_BITS:]
+        low = _after(m, "product_low", a0 * b0)
+        cross_0 = _after(m, "product_cross_0", a0 * b1)
+        cross_1 = _after(m, "product_cross_1", a1 * b0)
+        high = _after(m, "product_high", a1 * b1)
+        excess = _after(m, "excess", multiplier)
+        shift = _after(m, "shift_2", shift)
+
+        outer = Cat(low, high)  # the two do not overlap: their sum costs nothing
+        middle = _after(m, "middle", cross_0 + cross_1)
+        outer_low = _after(m, "outer_low", outer[HALF_BITS:FRACTION_BITS])
+        outer_high = _after(m, "outer_high", (outer[FRACTION_BITS:] - excess)[:37])
+        shift = _after(m, "shift_3", shift)
+
+        product = Signal(68 - HALF_BITS)
+        m.d.comb += product.eq(Cat(outer_low, outer_high) + middle)
+        return (
+            _after(m, "product", product[FRACTION_BITS - 1 - HALF_BITS :]),
+            _after(m, "shift_4", shift),
+        )
+
+    def _round(
+        self, m: Module, product: Signal, shift: Signal, double: Signal
+    ) -> tuple[Signal, Signal]:
+        """Stage 5: the high part of the product, the formula's h."""
+        high_part = Signal(signed(37), reset_less=True)
+        up = product[0] & (double | (shift == 0))
+        m.d.sync += high_part.eq(product[1:].as_signed() + up)
+        return high_part, _after(m, "shift_5", shift)
+
+    def _scale(
+        self, m: Module, high_part: Signal, shift: Signal, raw: Signal, double: Signal
+    ) -> None:
+        """Stages 6 to 9: shift by multiples of 8, by the rest, add the zero point, clamp.
+
+        Bit 0 of what is shifted is the last bit shifted out; ``sticky`` is whether any before it
+        was set. Both are what rounding needs to know: no nudge is added before the shift.
+        """
+        coarse, fine = shift[3:], _after(m, "shift_6", shift[:3])
+        wide = Cat(Const(0, 1), high_part)
+        lost = Signal()
+        with m.Switch(coarse):
+            for k in range(1, 4):
+                with m.Case(k):
+                    m.d.comb += lost.eq(wide[: 8 * k].any())
+        scaled = Signal(signed(38), reset_less=True)
+        m.d.sync += scaled.eq(wide.as_signed() >> (coarse << 3))
+        sticky = _after(m, "sticky", lost)
+
+        negative = scaled[37]
+        narrow = scaled[: 1 + NARROW_BITS]
+        shifted = Signal(signed(1 + NARROW_BITS))
+        tie = Signal()  # exactly half way
+        m.d.comb += [
+            shifted.eq(narrow.as_signed() >> fine),
+            tie.eq(~sticky & ((narrow & _ones_below(fine)) == 0)),
+        ]
+        quotient = _after(m, "quotient", shifted[1:].as_signed())
+        rest = _after(m, "rest_7", scaled[1 + NARROW_BITS : 33])
+        up = _after(m, "up", shifted[0] & ~(double & negative & tie))
+        fits = Signal()
+        m.d.comb += fits.eq(scaled[NARROW_BITS:] == negative.replicate(38 - NARROW_BITS))
+        above = _after(m, "above_7", ~fits & ~negative)
+        below = _after(m, "below_7", ~fits & negative)
+
+        zero_point = Mux(raw, 0, self.i_zero_point)
+        moved = _after(m, "moved", (quotient + zero_point + up)[: NARROW_BITS + 1].as_signed())
+        rest = _after(m, "rest_8", rest)
+        above, below = _after(m, "above_8", above), _after(m, "below_8", below)
+        self._clamp(m, moved, rest, above, below, raw)
+
+    def _clamp(
+        self, m: Module, moved: Signal, rest: Signal, above: Signal, below: Signal, raw: Signal
+    ) -> None:
+        """Stage 9."""
+        value = Signal(signed(32), reset_less=True)
+        with m.If(raw):
+            m.d.sync += value.eq(Cat(moved[:NARROW_BITS], rest))
+        with m.Elif(above | (~below & (moved > self.i_high))):
+            m.d.sync += value.eq(self.i_high)
+        with m.Elif(below | (moved < self.i_low)):
+            m.d.sync += value.eq(self.i_low)
+        with m.Else():
+            m.d.sync += value.eq(moved[:8].as_signed())
+        m.d.comb += self.o_value.eq(value)
+
+
+def _after(m: Module, name: str, value: Value, reset_less: bool = True) -> Signal:
+    """The value one cycle later."""
+    later = Signal(value.shape(), name=name, reset_less=reset_less)
+    m.d.sync += later.eq(value)
+    return later
+
+
+def _ones_below(count: Value) -> Value:
+    """As many ones as ``count``, a 3-bit number, from bit 0 upwards."""
+    return Cat(count > i for i in range(7))
