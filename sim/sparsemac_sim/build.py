@@ -78,7 +78,7 @@ def build_library(verilog: str, options: BuildOptions) -> Path:
     verilator, compiler = find_verilator(), find_compiler()
     if options.random_power_up:
         verilog = with_random_power_up(verilog)
-    sources = [p.read_bytes() for p in sorted(_NATIVE.rglob("*")) if p.is_file()]
+    sources = _read_all(_NATIVE)
     flags = _compile_flags(verilator, options)
     key = content_hash([
         verilog, *sources, verilator.version, compiler.version,
@@ -92,7 +92,7 @@ def build_library(verilog: str, options: BuildOptions) -> Path:
         verilated = time.perf_counter()
         _log.info("compiling the simulator with %s (%s)", compiler.path.name, options.optimize)
         runtime = _runtime(verilator, compiler, options)
-        _compile(compiler, options, flags, work / "model", runtime)
+        _compile(verilator, compiler, options, flags, work / "model", runtime)
         (work / "model" / "core.so").rename(work / "core.so")
         shutil.rmtree(work / "model")
         _log.info(
@@ -101,6 +101,10 @@ def build_library(verilog: str, options: BuildOptions) -> Path:
         )
 
     return cached(f"models/{key}", make) / "core.so"
+
+
+def _read_all(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def with_random_power_up(verilog: str) -> str:
@@ -137,13 +141,28 @@ def _compile_flags(verilator: Verilator, options: BuildOptions) -> list[str]:
         "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", f"-DVM_TRACE={int(options.waves)}",
         f"-DVM_TRACE_FST={int(options.waves)}", "-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0",
         "-DVL_TIME_CONTEXT", "-DVL_USER_FINISH", "-DVL_USER_STOP", "-DVL_USER_FATAL",
-        # The wave writer's compressors first, whatever the system has.
-        f"-I{_NATIVE / 'fst'}", f"-I{verilator.include}", f"-I{verilator.include / 'vltstd'}",
+        *(f"-I{folder}" for folder in _include_folders(verilator)),
     ]
 
 
+def _include_folders(verilator: Verilator) -> list[Path]:
+    folders = [verilator.include, verilator.include / "vltstd"]
+    # Verilator's own wave writer needs no more of LZ4 and zlib than stands here. The writer of
+    # older versions does; it finds the system's.
+    return [_NATIVE / "fst", *folders] if _writes_own_waves(verilator) else folders
+
+
+def _writes_own_waves(verilator: Verilator) -> bool:
+    return (verilator.include / "fstcpp").is_dir()
+
+
 def _compile(
-    compiler: Compiler, options: BuildOptions, flags: list[str], model: Path, runtime: Path
+    verilator: Verilator,
+    compiler: Compiler,
+    options: BuildOptions,
+    flags: list[str],
+    model: Path,
+    runtime: Path,
 ) -> None:
     unit = [f'#include "{path.name}"' for path in sorted(model.glob(f"{_PREFIX}*.cpp"))]
     (model / "unit.cpp").write_text("\n".join([*unit, '#include "harness.cpp"', ""]))
@@ -151,6 +170,7 @@ def _compile(
     command = [
         str(compiler.path), *flags, *own, "-I.", f"-I{_NATIVE}", "-shared", "unit.cpp",
         *map(str, sorted(runtime.glob("*.o"))), "-pthread", "-o", "core.so",
+        *(["-lz"] if options.waves and not _writes_own_waves(verilator) else []),
     ]
     _run(command, model, "the C++ compiler")
 
@@ -162,6 +182,7 @@ def _runtime(verilator: Verilator, compiler: Compiler, options: BuildOptions) ->
     # It is compiled once for all cores, and little of it is called in a cycle.
     flags = [f for f in _compile_flags(verilator, options) if not f.startswith("-O")] + ["-O1"]
     sources = [(verilator.include / name).read_bytes() for name in names]
+    sources += _read_all(_NATIVE / "fst")
     key = content_hash([*sources, verilator.version, compiler.version, *flags])
 
     def make(work: Path) -> None:

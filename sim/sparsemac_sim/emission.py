@@ -44,13 +44,16 @@ def generator_sources() -> list[Path]:
 
     Only these can change the Verilog: a change of the compiler or of the driver needs no new core.
     """
-    hw = _folder("sparsemac_hw")
+    hw, library = _folder("sparsemac_hw"), _folder("sparsemac")
     found = {path for path in hw.rglob("*.py") if path.name != "testing.py"}
     waiting = list(found)
     while waiting:
         for path in _library_imports(waiting.pop()):
-            if path not in found:
-                found.add(path)
+            if path in found:
+                continue
+            found.add(path)
+            # The face of the library imports all of it, and the gateware takes its version only.
+            if path != library / "__init__.py":
                 waiting.append(path)
     return sorted(found)
 

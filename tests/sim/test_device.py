@@ -2,6 +2,7 @@
 import _thread
 import random
 import threading
+from pathlib import Path
 
 import pytest
 from sparsemac.config import CoreConfig
@@ -12,6 +13,7 @@ from sparsemac_hw.emit import CORE_NAME, emit_verilog
 from sparsemac_sim.device import SimDevice, open_device
 from sparsemac_sim.faults import Channel, Injection, Kind, Response
 from sparsemac_sim.options import SimOptions
+from sparsemac_sim.waves import is_complete
 from support.copy_core import COPY_DISTANCE_BYTES, CopyCore
 
 SEED = 0x5EED
@@ -314,28 +316,21 @@ def test_f1_ctrl_c_comes_back_soon_and_leaves_the_device_usable(open_copy):
 
 def test_f4_second_thread_is_refused_while_one_runs(open_copy):
     device = open_copy()
-    device.inject(Injection(kind=Kind.DEAD, channel=Channel.AR))
-    start(device)
     seen = []
 
     def other():
         try:
-            while True:
-                device.read_register(0)
+            device.read_register(0)
         except DeviceBusy as error:
             seen.append(str(error))
 
     thread = threading.Thread(target=other)
-    with pytest.raises(DeviceTimeout):
-        # The other thread may have the device just now, so this one tries again.
+    with device._simulation():
         thread.start()
-        while True:
-            try:
-                device.wait_interrupt(0.5)
-            except DeviceBusy:
-                continue
-    thread.join()
+        thread.join()
     assert seen == ["sim: is in use by another thread"]
+    other()
+    assert len(seen) == 1
 
 
 def test_f4_use_after_close_is_refused_and_close_is_idempotent(open_copy):
@@ -360,6 +355,44 @@ def test_negative_timeout_is_refused(open_copy):
     for timeout in (-1.0, float("nan")):
         with pytest.raises(ValueError, match="timeout must be at least 0"):
             device.wait_interrupt(timeout)
+
+
+def test_f6_waves_cover_the_window_and_nothing_else(open_copy, tmp_path):
+    sizes = {}
+    for first, end in ((0, None), (100, 200), (0, 1 << 40)):
+        path = tmp_path / f"{first}_{end}.fst"
+        device = open_copy(waves=path, wave_from=first, wave_to=end)
+        data = start(device)
+        device.wait_interrupt(1.0)
+        assert copied(device, data)
+        device.close()
+        assert is_complete(path)
+        sizes[first, end] = path.stat().st_size
+    assert sizes[100, 200] < sizes[0, None] == sizes[0, 1 << 40]
+
+
+def test_f6_waves_that_cannot_be_written_are_dropped_with_a_warning(open_copy, tmp_path, caplog):
+    device = open_copy(waves=tmp_path / "missing" / "a.fst")
+    assert "no waves" in caplog.text
+    data = start(device)
+    device.wait_interrupt(1.0)
+    assert copied(device, data)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_f6_a_full_disc_drops_the_waves_with_a_warning(open_copy, caplog):
+    device = open_copy(waves="/dev/full")
+    data = start(device)
+    device.wait_interrupt(1.0)
+    assert copied(device, data)
+    device.close()
+    assert "incomplete" in caplog.text
+
+
+def test_f6_waves_that_never_began_are_named(open_copy, tmp_path, caplog):
+    device = open_copy(waves=tmp_path / "a.fst", wave_from=1 << 40)
+    device.close()
+    assert "cycle 1099511627776 was not reached" in caplog.text
 
 
 def test_open_device_names_a_wrong_option_before_building():

@@ -58,7 +58,7 @@ struct Simulation {
 
     ~Simulation() {
 #if SM_TRACE
-        if (trace && trace->isOpen()) trace->close();
+        finish_trace();
 #endif
         top->final();
         munmap(bytes, options.memory_bytes);
@@ -91,17 +91,33 @@ struct Simulation {
         const uint64_t now = memory.stats.cycles - 1;
         if (now < trace_from) return;
         if (now >= trace_to) return finish_trace();
-        if (!trace) {
-            trace.reset(new VerilatedFstC);
-            top->trace(trace.get(), 99);
-            trace->open(trace_path.c_str());
-        }
-        trace->dump(context.time());
+        keep_running([this] {
+            if (!trace) {
+                trace.reset(new VerilatedFstC);
+                top->trace(trace.get(), 99);
+                trace->open(trace_path.c_str());
+            }
+            trace->dump(context.time());
+        });
     }
 
     void finish_trace() {
         trace_wanted = false;
-        if (trace && trace->isOpen()) trace->close();
+        keep_running([this] {
+            if (trace && trace->isOpen()) trace->close();
+        });
+    }
+
+    // Waves may fail, the run goes on: the file's reader sees that it is incomplete.
+    template <class Call>
+    void keep_running(Call call) {
+        try {
+            call();
+        } catch (const std::exception&) {
+            trace_wanted = false;
+            // Its destructor would try again, and fail where nobody can catch it.
+            static_cast<void>(trace.release());
+        }
     }
 #else
     void dump() {}
