@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fetches, validates and hands out the commands of a job."""
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from sparsemac.commands import (
+    CHECKSUM,
+    COMMAND_BYTES,
+    COMMAND_MAGIC,
+    COMMAND_WORDS,
+    Opcode,
+    OutputMode,
+)
+from sparsemac.config import CoreConfig
+from sparsemac.registers import FaultCode
+
+from .executor import waiting_exec_layout
+from .layouts import beat_layout, burst_layout, fault_layout
+from .loader import waiting_load_layout
+
+__all__ = ["Dispatcher"]
+
+COMMAND_BITS = 8 * COMMAND_BYTES
+
+#: Offsets in an activation buffer have 16 bits: none reaches a higher limit.
+LIMIT_MAX = 1 << 16
+
+#: Widest delta of a weight stream [bits].
+DELTA_BITS_MAX = 8
+
+
+class Dispatcher(wiring.Component):
+    """Reads a list of commands and hands each on, in order, if nothing is wrong with it.
+
+    One command is checked or waits to be taken while the next is fetched: never more is asked for
+    than there is room for. A command is handed on with the number it has to wait for; LOADs go to
+    the loader, EXECs to the executor, which do the waiting.
+
+    Faults, the first in this order of those that a command has: DESC, ALIGN, ZERO, SIZE, as
+    `sparsemac.commands` sets the limits. ``fault.command`` is the command's place in the list. Then
+    nothing more is fetched or handed on until reset. An address of the list that is not a multiple
+    of a command is ALIGN, an empty list is ZERO; then nothing is fetched at all.
+
+    Latency: `CHECK_CYCLES` from the last beat of a command to ``valid``; with a number of engines
+    that is no power of two, 32 more for an EXEC. It must be reset before each ``start``.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    start : In(1)                 Strobe: begin. The next two stay as they are until the end.
+    command_address : In(32)      Byte address of the list, a multiple of 64.
+    command_count : In(16)        Commands, 1 or more.
+    i : In(stream of beat_layout)                 Beats that were asked for; always ready.
+    o_burst : Out(stream of burst_layout)         To the read side.
+    loads : Out(stream of waiting_load_layout)
+    execs : Out(stream of waiting_exec_layout)
+    index : Out(16)               Place in the list of the command that is being fetched.
+    loads_issued, execs_issued : Out(16)          Commands handed on.
+    finished : Out(1)             All commands have been handed on.
+    fault_valid : Out(1), fault : Out(fault_layout)    Strobe, and which fault.
+    """
+
+    CHECK_CYCLES = 4
+
+    start: Signal
+    command_address: Signal
+    command_count: Signal
+    i: stream.Interface
+    o_burst: stream.Interface
+    loads: stream.Interface
+    execs: stream.Interface
+    index: Signal
+    loads_issued: Signal
+    execs_issued: Signal
+    finished: Signal
+    fault_valid: Signal
+    fault: data.View
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        super().__init__({
+            "start": In(1),
+            "command_address": In(32),
+            "command_count": In(16),
+            "i": In(stream.Signature(beat_layout(config.bus_width), always_ready=True)),
+            "o_burst": Out(stream.Signature(burst_layout)),
+            "loads": Out(stream.Signature(waiting_load_layout)),
+            "execs": Out(stream.Signature(waiting_exec_layout)),
+            "index": Out(16),
+            "loads_issued": Out(16),
+            "execs_issued": Out(16),
+            "finished": Out(1),
+            "fault_valid": Out(1),
+            "fault": Out(fault_layout),
+        })
+
+    @property
+    def config(self) -> CoreConfig:
+        """Configuration of the core."""
+        return self._config
+
+    @property
+    def _list_misaligned(self) -> Value:
+        return self.command_address[: COMMAND_BYTES.bit_length() - 1].any()
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        arrived = Signal(COMMAND_BITS, reset_less=True)  # the command that is being fetched
+        words = Signal(data.ArrayLayout(32, COMMAND_WORDS), reset_less=True)  # the one behind it
+        words_index = Signal(16)
+        checksum = Signal(32, init=CHECKSUM)
+        intact = Signal(reset_less=True)
+        refused = Signal()  # the job is refused before its first command
+        full, take, drained = Signal(), Signal(), Signal()
+
+        m.d.comb += refused.eq(self._list_misaligned | ~self.command_count.any())
+        self._fetch(m, refused, full, take, drained)
+        self._shift(m, arrived, checksum, take)
+        with m.If(take):
+            m.d.sync += [
+                words.eq(arrived),
+                words_index.eq(self.index),
+                self.index.eq(self.index + 1),
+                intact.eq(~checksum.any()),
+            ]
+        self._hand_on(m, words, intact, refused, full, take, drained)
+        self._connect_outputs(m, words, words_index)
+        m.d.comb += self.fault.command.eq(words_index)
+        return m
+
+    def _fetch(self, m: Module, refused: Signal, full: Signal, take: Signal,
+               drained: Signal) -> None:
+        """Asks for one command at a time, in as few bursts as the longest one allows."""
+        config = self._config
+        burst_bytes = min(COMMAND_BYTES, config.burst_beats * config.bus_bytes)
+        bursts = COMMAND_BYTES // burst_bytes
+        low_bits = burst_bytes.bit_length() - 1
+        address = Signal(32 - low_bits)
+        beat_idx = Signal(range(COMMAND_BYTES // config.bus_bytes))
+        is_last_burst = address[: bursts.bit_length() - 1].all()
+        m.d.comb += [
+            self.o_burst.payload.address.eq(Cat(Const(0, low_bits), address)),
+            self.o_burst.payload.beats.eq(burst_bytes // config.bus_bytes),
+        ]
+        with m.If(self.i.valid):
+            m.d.sync += beat_idx.eq(beat_idx + 1)
+
+        with m.FSM(name="fetch"):
+            with m.State("IDLE"):  # no job
+                m.d.sync += address.eq(self.command_address[low_bits:])
+                with m.If(self.start & ~refused):
+                    m.next = "ASK"
+            with m.State("ASK"):  # the command's bursts go to the read side
+                m.d.comb += self.o_burst.valid.eq(1)
+                with m.If(self.o_burst.ready):
+                    m.d.sync += address.eq(address + 1)
+                    with m.If(is_last_burst):
+                        m.next = "FILL"
+            with m.State("FILL"):  # its last beats are on their way
+                with m.If(self.i.valid & beat_idx.all()):
+                    m.next = "FULL"
+            with m.State("FULL"):  # the command before it has not been handed on
+                m.d.comb += full.eq(1)
+                with m.If(take):
+                    m.next = "NEXT"
+            with m.State("NEXT"):  # is there another command?
+                m.next = "ASK"
+                with m.If(self.index == self.command_count):
+                    m.next = "DRAINED"
+            with m.State("DRAINED"):  # all commands were fetched
+                m.d.comb += drained.eq(1)
+
+    def _shift(self, m: Module, arrived: Signal, checksum: Signal, take: Signal) -> None:
+        """Gathers beats into a command, and sums them up on the way."""
+        beat = self.i.payload.data
+        with m.If(self.i.valid):
+            folded = beat[:32]
+            for k in range(32, self._config.bus_width, 32):
+                folded = folded ^ beat[k : k + 32]
+            m.d.sync += [
+                arrived.eq(Cat(arrived[self._config.bus_width :], beat)),
+                checksum.eq(checksum ^ folded),
+            ]
+        with m.If(take):
+            m.d.sync += checksum.eq(CHECKSUM)
+
+    def _hand_on(self, m: Module, words: data.View, intact: Signal, refused: Signal,
+                 full: Signal, take: Signal, drained: Signal) -> None:
+        """Checks a command, and waits until it is taken."""
+        # Separate registers: the checks are wide, what to do about them comes a cycle later.
+        desc, align, zero, size = checks = [
+            Signal(name=name) for name in ("bad_desc", "bad_align", "bad_zero", "bad_size")
+        ]
+        is_load = words[0][0]  # opcodes are 1 and 2
+        engines = self._config.engines
+        serial = engines & (engines - 1) != 0
+        with m.FSM(name="command") as fsm:
+            with m.State("EMPTY"):  # no command
+                m.d.comb += take.eq(full)
+                with m.If(take):
+                    m.next = "CHECK"
+                with m.If(self.start & refused):
+                    m.d.sync += [zero.eq(1), align.eq(self._list_misaligned)]
+                    m.next = "JUDGE"
+            with m.State("CHECK"):  # all rules at once
+                m.d.sync += [
+                    desc.eq(self._breaks_desc(words, is_load) | ~intact),
+                    align.eq(self._breaks_align(words, is_load)),
+                    zero.eq(self._breaks_zero(words, is_load)),
+                    size.eq(self._breaks_size(words, is_load)),
+                ]
+                m.next = "DIVIDE" if serial else "JUDGE"
+            if serial:
+                self._divide(m, words[3], is_load, align)
+            with m.State("JUDGE"):  # one fault, or none
+                m.next = "HAND_ON"
+                with m.If(Cat(checks).any()):
+                    m.d.comb += self.fault_valid.eq(1)
+                    m.next = "HALT"
+            with m.State("HAND_ON"):  # the loader or the executor is busy
+                m.d.comb += [self.loads.valid.eq(is_load), self.execs.valid.eq(~is_load)]
+                with m.If(self.loads.valid & self.loads.ready):
+                    m.d.sync += self.loads_issued.eq(self.loads_issued + 1)
+                    m.next = "EMPTY"
+                with m.If(self.execs.valid & self.execs.ready):
+                    m.d.sync += self.execs_issued.eq(self.execs_issued + 1)
+                    m.next = "EMPTY"
+            with m.State("HALT"):  # a fault was reported
+                pass
+        m.d.comb += [
+            self.finished.eq(drained & fsm.ongoing("EMPTY")),
+            self.fault.code.eq(
+                Mux(desc, FaultCode.DESC, Mux(align, FaultCode.ALIGN,
+                    Mux(zero, FaultCode.ZERO, FaultCode.SIZE)))
+            ),
+        ]
+
+    def _divide(self, m: Module, beats: Value, is_load: Value, align: Signal) -> None:
+        """Adds a state that finds beats modulo engines, bit by bit from the highest."""
+        engines = self._config.engines
+        remainder = Signal(range(engines))
+        bit_idx = Signal(5, init=31)
+        doubled = Signal(range(2 * engines))
+        m.d.comb += doubled.eq(Cat(beats.bit_select(bit_idx, 1), remainder))
+        with m.State("DIVIDE"):
+            reduced = Mux(doubled >= engines, doubled - engines, doubled)
+            m.d.sync += [remainder.eq(reduced), bit_idx.eq(bit_idx - 1)]
+            with m.If(bit_idx == 0):
+                m.d.sync += remainder.eq(0)
+                with m.If(~is_load & (reduced != 0)):
+                    m.d.sync += align.eq(1)
+                m.next = "JUDGE"
+
+    def _breaks_desc(self, words: data.View, is_load: Value) -> Value:
+        waits, form = words[1][:16], words[11]
+        dispatched = Mux(is_load, self.execs_issued, self.loads_issued)
+        head_load = Opcode.LOAD | COMMAND_MAGIC << 8
+        head_exec = Opcode.EXEC | COMMAND_MAGIC << 8
+        delta_bits, absolute, mode = form[:4], form[4], form[8:10]
+        return (
+            ((words[0] != head_load) & (words[0] != head_exec))
+            | words[1][16:].any()
+            | (waits > dispatched)
+            | (~is_load & (
+                (mode == 3) | (delta_bits > DELTA_BITS_MAX) | (absolute & delta_bits.any())))
+        )
+
+    def _breaks_align(self, words: data.View, is_load: Value) -> Value:
+        config = self._config
+        beat_bits = config.bus_bytes.bit_length() - 1
+        lane_bits = config.lanes.bit_length() - 1
+        raw = words[11][8:10] == OutputMode.RAW
+        output = words[4]
+        load = (
+            words[6][:beat_bits].any()
+            | words[3][: config.line_words.bit_length() - 1].any()
+            | words[4][: config.word_beats.bit_length() - 1].any()
+        )
+        run = output[:lane_bits].any() | (raw & output[lane_bits : lane_bits + 2].any())
+        if config.engines & (config.engines - 1) == 0:
+            run = run | words[3][: config.engines.bit_length() - 1].any()
+        # Word 2 is the address to read from in both.
+        return words[2][:beat_bits].any() | Mux(is_load, load, run)
+
+    def _breaks_zero(self, words: data.View, is_load: Value) -> Value:
+        load = ~words[4].any() | ~words[5].any()
+        run = ~(words[3].any() & words[6].any() & words[7][:16].any() & words[7][16:].any())
+        return Mux(is_load, load, run)
+
+    def _breaks_size(self, words: data.View, is_load: Value) -> Value:
+        config = self._config
+        bits = config.address_bits
+        load = words[3][bits:].any() | words[4][16:].any() | words[5][16:].any()
+        run = (
+            words[5][bits:].any()
+            | (words[6] > LIMIT_MAX)
+            | (words[7][:16] > config.depth)
+        )
+        if not config.psum_depth:
+            run = run | words[11][10:12].any()
+        return Mux(is_load, load, run)
+
+    def _connect_outputs(self, m: Module, words: data.View, index: Signal) -> None:
+        load, run, form = self.loads.payload, self.execs.payload, words[11]
+        m.d.comb += [
+            load.wait.eq(words[1]),
+            load.command.address.eq(words[2]),
+            load.command.destination.eq(words[3]),
+            load.command.line_beats.eq(words[4]),
+            load.command.lines.eq(words[5]),
+            load.command.stride.eq(words[6]),
+            load.command.index.eq(index),
+            run.wait.eq(words[1]),
+            run.command.weights.eq(words[2]),
+            run.command.beats.eq(words[3]),
+            run.command.output.eq(words[4]),
+            run.command.base.eq(words[5]),
+            run.command.limit.eq(words[6]),
+            Cat(run.command.positions, run.command.width).eq(words[7]),
+            Cat(run.command.step, run.command.wrap_step).eq(words[8]),
+            run.command.out_step.eq(words[9]),
+            run.command.out_wrap_step.eq(words[10]),
+            Cat(
+                run.command.delta_bits, run.command.absolute, run.command.int4,
+                run.command.has_bias,
+            ).eq(form),
+            Cat(run.command.mode, run.command.psum_in, run.command.psum_out).eq(form[8:]),
+            Cat(run.command.zero_point, run.command.low, run.command.high).eq(words[12]),
+            run.command.index.eq(index),
+        ]
