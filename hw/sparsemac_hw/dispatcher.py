@@ -30,6 +30,14 @@ LIMIT_MAX = 1 << 16
 DELTA_BITS_MAX = 8
 
 
+def _above(value: Value, limit: int) -> Value:
+    """Whether ``value > limit``, as logic of one term per bit: smaller than a carry chain."""
+    above: Value = Const(0, 1)
+    for i, bit in enumerate(value):
+        above = bit & above if limit >> i & 1 else bit | above
+    return above
+
+
 class Dispatcher(wiring.Component):
     """Reads a list of commands and hands each on, in order, if nothing is wrong with it.
 
@@ -267,7 +275,7 @@ class Dispatcher(wiring.Component):
             | words[1][16:].any()
             | (waits > dispatched)
             | (~is_load & (
-                (mode == 3) | (delta_bits > DELTA_BITS_MAX) | (absolute & delta_bits.any())))
+                (mode == 3) | _above(delta_bits, DELTA_BITS_MAX) | (absolute & delta_bits.any())))
         )
 
     def _breaks_align(self, words: data.View, is_load: Value) -> Value:
@@ -298,8 +306,8 @@ class Dispatcher(wiring.Component):
         load = words[3][bits:].any() | words[4][16:].any() | words[5][16:].any()
         run = (
             words[5][bits:].any()
-            | (words[6] > LIMIT_MAX)
-            | (words[7][:16] > config.depth)
+            | _above(words[6], LIMIT_MAX)
+            | _above(words[7][:16], config.depth)
         )
         if not config.psum_depth:
             run = run | words[11][10:12].any()

@@ -94,6 +94,7 @@ class Loader(wiring.Component):
         """Returns the gateware."""
         m = Module()
         config = self._config
+        beat_bits = config.bus_bytes.bit_length() - 1
         # Places in the buffers are counted in beats: 2**place_bits of them.
         sub_bits = config.word_beats.bit_length() - 1
         skip_bits = config.line_words.bit_length() - 1
@@ -104,19 +105,21 @@ class Loader(wiring.Component):
 
         pending = Signal(waiting_load_layout, reset_less=True)
         command = pending.command
-        address = Signal(32, reset_less=True)
-        lines_left = Signal(load_layout["lines"].width, reset_less=True)
+        address = Signal(32 - beat_bits, reset_less=True)  # in beats
+        lines_asked = Signal(load_layout["lines"].width)
         place = Signal(place_bits + 1)  # of the next beat
         end = Signal(place_bits + 1)  # behind the last beat that was asked for
         line_end = Signal(max(place_bits + 1, line_bits) + 1)
         beyond = Signal()
+        all_asked = Signal()
         m.d.comb += [
             line_end.eq(end + command.line_beats),
             beyond.eq(
                 line_end[place_bits + 1 :].any()
                 | (line_end[place_bits] & line_end[:place_bits].any())
             ),
-            splitter.i.payload.address.eq(address),
+            all_asked.eq(lines_asked == command.lines),
+            splitter.i.payload.address.eq(address << beat_bits),
             splitter.i.payload.beats.eq(command.line_beats),
             self.index.eq(command.index),
         ]
@@ -127,29 +130,29 @@ class Loader(wiring.Component):
                 m.d.comb += self.i.ready.eq(1)
                 m.d.sync += [
                     pending.eq(self.i.payload),
-                    address.eq(self.i.payload.command.address),
-                    lines_left.eq(self.i.payload.command.lines),
+                    address.eq(self.i.payload.command.address[beat_bits:]),
+                    lines_asked.eq(0),  # counting up saves a multiplexer for the start
                     place.eq(first_place),
                     end.eq(first_place),
                 ]
                 with m.If(self.i.valid):
                     m.next = "WAIT"
             with m.State("WAIT"):  # the buffer is in use by EXECs before
-                with m.If(self.execs_done >= pending.wait):
+                with m.If(~(self.execs_done < pending.wait)):  # smaller than >=
                     m.next = "ASK"
             with m.State("ASK"):  # one line after the other goes to the splitter
-                m.d.comb += splitter.i.valid.eq(~beyond)
-                with m.If(beyond):
+                m.d.comb += splitter.i.valid.eq(~all_asked & ~beyond)
+                with m.If(all_asked):
+                    m.next = "DRAIN"
+                with m.Elif(beyond):
                     m.d.comb += self.fault_valid.eq(1)
                     m.next = "HALT"
                 with m.Elif(splitter.i.ready):
                     m.d.sync += [
-                        address.eq(address + command.stride),
-                        lines_left.eq(lines_left - 1),
+                        address.eq(address + command.stride[beat_bits:]),
+                        lines_asked.eq(lines_asked + 1),
                         end.eq(line_end),
                     ]
-                    with m.If(lines_left == 1):
-                        m.next = "DRAIN"
             with m.State("DRAIN"):  # the last beats are on their way
                 with m.If(place == end):
                     m.d.comb += self.done.eq(1)
@@ -169,7 +172,7 @@ class Loader(wiring.Component):
         m.d.comb += [
             self.busy.eq(~fsm.ongoing("IDLE")),
             self.fault.code.eq(FaultCode.SIZE),
-            self.fault.address.eq(address),
+            self.fault.address.eq(address << beat_bits),
             self.fault.command.eq(command.index),
         ]
         return m

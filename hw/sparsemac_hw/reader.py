@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The read side of the AXI4 master: three requesters, one channel of beats in order."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value, signed
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
@@ -156,6 +156,7 @@ class Reader(wiring.Component):
         vacant = Signal()
         weights_turn = Signal()
         choice = Signal(ReadClient)
+        beats = Signal(self._index_bits + 1)
         requests = {
             ReadClient.COMMANDS: self.commands,
             ReadClient.LOAD: self.load,
@@ -176,8 +177,9 @@ class Reader(wiring.Component):
                         request.ready.eq(vacant),
                         track.valid.eq(request.valid & vacant),
                         track.payload.address.eq(request.payload.address[self._beat_bits :]),
-                        track.payload.last_idx.eq(request.payload.beats - 1),
+                        beats.eq(request.payload.beats),
                     ]
+        m.d.comb += track.payload.last_idx.eq(beats - 1)
         with m.If(~held):
             m.d.sync += [held_request.eq(track.payload), held.eq(track.valid)]
         with m.Elif(self.o_burst.ready):
@@ -259,17 +261,30 @@ class Reader(wiring.Component):
 
     def _count(self, m: Module, expected: Signal) -> None:
         """Counts what the bus owes. No burst leaves untracked, so a narrow counter will do."""
-        bits = (self.BURSTS_UNDER_WAY * self._config.burst_beats).bit_length()
-        count = Signal(bits)
-        count_next = Signal(bits)
-        moved = Signal(bits)
-        m.d.comb += [
-            count_next.eq(count + Mux(self.issued, self.issued_beats, 0) - expected),
-            self.outstanding.eq(count),
-        ]
-        m.d.sync += count.eq(count_next)
-        with m.If(self.clear):
-            m.d.comb += moved.eq(count_next)
-            m.d.sync += count.eq(0)
+        bits = (self.BURSTS_UNDER_WAY * self._config.burst_beats).bit_length() + 1
+        count = Signal(bits - 1)
+        count_next = Signal(signed(bits))
+        minus_one = Signal()
+        stale_step = Signal(signed(bits))
+        # At most one beat comes in a cycle. If it is stale while beats become stale, the first
+        # counter takes it off what it moves to the second, which needs one adder that way.
         arrived = self.stale & self.stale_outstanding.any()
-        m.d.sync += self.stale_outstanding.eq(self.stale_outstanding + moved - arrived)
+        m.d.comb += [
+            self.outstanding.eq(count),
+            minus_one.eq(expected | (arrived & self.clear)),
+            count_next.eq(
+                # The lowest bit of the sum is a carry: beats, less one, plus one or nothing.
+                (Cat(1, count) + Cat(~minus_one, self._issued_less_one(bits)))[1:]
+            ),
+            stale_step.eq(Mux(self.clear, count_next, arrived.replicate(bits).as_signed())),
+        ]
+        with m.If(self.clear):
+            m.d.sync += count.eq(0)
+        with m.Else():
+            m.d.sync += count.eq(count_next)
+        m.d.sync += self.stale_outstanding.eq(self.stale_outstanding + stale_step)
+
+    def _issued_less_one(self, bits: int) -> Value:
+        """Beats that have been issued in this cycle, less one, in two's complement."""
+        less_one = (self.issued_beats - 1)[: self._index_bits]
+        return Mux(self.issued, less_one, Const((1 << bits) - 1, bits))
