@@ -15,7 +15,7 @@ from .engine import Engine
 from .executor import Executor
 from .guard import Guard
 from .loader import Loader
-from .reader import Reader
+from .reader import Reader, ReadClient
 from .streams import connect_stream
 from .weights import WeightFetch
 from .writer import Writer
@@ -91,7 +91,7 @@ class Core(wiring.Component):
         connect_stream(m, self._weights.o_burst, reader.weights)
         connect_stream(m, reader.o_burst, guard.i)
         connect_stream(m, reader.o_commands, self._dispatcher.i)
-        connect_stream(m, reader.o_load, self._loader.i)
+        connect_stream(m, reader.o_load, self._loader.i_beats)
         connect_stream(m, reader.o_weights, self._weights.i)
         m.d.comb += [
             axi.arid.eq(guard.id), axi.araddr.eq(guard.addr), axi.arlen.eq(guard.len),
@@ -190,7 +190,8 @@ class Core(wiring.Component):
             bank.status_draining.eq(control.draining),
             bank.status_wedged.eq(control.wedged),
             bank.done_set.eq(control.done),
-            bank.locked.eq(control.busy),
+            # A burst on the pins was checked against the windows: they stay until it is taken.
+            bank.locked.eq(control.busy | self._read_guard.pending | self._write_guard.pending),
             bank.start_refused.eq(control.busy | control.draining),
             bank.error_code.eq(control.fault.code),
             bank.fault_command.eq(control.fault.command),
@@ -208,10 +209,19 @@ class Core(wiring.Component):
         index = executor.command.index
         read_guard, write_guard = self._read_guard, self._write_guard
         sources = control.sources
+        reading = Signal(16)  # the command that the newest read belongs to
+        with m.Switch(self._reader.culprit):
+            with m.Case(ReadClient.COMMANDS):
+                m.d.comb += reading.eq(self._dispatcher.index)
+            with m.Case(ReadClient.LOAD):
+                m.d.comb += reading.eq(self._loader.index)
+            with m.Default():
+                m.d.comb += reading.eq(index)
         m.d.comb += [
             sources.dispatcher.eq(self._dispatcher.fault),
             sources.loader.eq(self._loader.fault),
             sources.reader.eq(self._reader.fault),
+            sources.reader.command.eq(reading),
             sources.writer.eq(self._writer.fault),
             sources.writer.command.eq(index),
             sources.write_guard.code.eq(write_guard.denied_code),
@@ -220,6 +230,7 @@ class Core(wiring.Component):
             sources.write_guard.command.eq(index),
             sources.read_guard.code.eq(read_guard.denied_code),
             sources.read_guard.address.eq(read_guard.denied_address),
+            sources.read_guard.command.eq(reading),
             control.strobes.eq(Cat(
                 self._dispatcher.fault_valid, self._loader.fault_valid, self._reader.fault_valid,
                 self._writer.fault_valid, read_guard.denied, write_guard.denied,

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The store: takes output words from the engines and writes them to memory."""
+
+from typing import Any
+
+from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from sparsemac.config import CoreConfig
+from sparsemac.registers import FaultCode
+
+from .bus import ID_BITS
+from .layouts import burst_layout, fault_layout, out_beat_layout
+from .streams import Queue
+
+__all__ = ["Writer"]
+
+#: AXI4 (IHI 0022, A3.4.4): ``BRESP`` of a write that succeeded.
+OKAY = 0b00
+
+#: ``detail`` of a fault on the write side: this for PROTO, beside the response for BUS.
+WRITE_BIT_PROTO = 1
+WRITE_BIT_BUS = 1 << 2
+
+
+class Writer(wiring.Component):
+    """Writes each output word as one burst, engines in turn; the only driver of the W pins.
+
+    The address of a word is ``output + (out_word << log2(bytes of a word))`` modulo 2**32. A word
+    of a beat or more is ``bytes / bus_bytes`` full beats; a shorter one is a beat with strobes at
+    its place. A burst is asked for on ``o_burst`` when all its beats are here, and its beats go out
+    only after the guard's ``granted``: so W never waits for an engine, and never carries what the
+    guard has not let out. After ``denied`` nothing more is asked for: the job has failed, and the
+    guard has been stopped before it could answer again.
+
+    ``clear`` (a soft reset) forgets all words, and which responses are outstanding: responses of
+    another ``epoch`` are *stale*, and counted no more. Beats of bursts that have been granted are
+    *owed*, since AXI cannot withdraw a burst; they still go out, with all strobes 0 (but a beat
+    that is on the pins already stays as it is, A3.2.1). Until then no engine is listened to.
+
+    Latency: `LATENCY_CYCLES` from the last beat of a word on ``i`` to ``o_burst.valid``, for an
+    idle writer. Throughput: one beat per cycle, so a word per cycle if it has one beat and the
+    guard keeps up.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    i : In(stream of out_beat_layout).array(engines)   Output words; beats of a word in a row.
+    output : In(32)                Byte address of output word 0; constant until ``idle``.
+    o_burst : Out(stream of burst_layout)              Requests to the guard.
+    granted, denied : In(1)        Its answer to the oldest request, a strobe, in a later cycle.
+    wdata, wstrb, wlast, wvalid, bready : Out; wready, bvalid, bresp, bid : In     The pins.
+    epoch : In(4)                  ID of the bursts that are let out now.
+    clear : In(1)                  Strobe: soft reset. The guard answers no request of before.
+    outstanding : Out(16)          Bursts of this epoch that were granted and await their response.
+    owed : Out(1)                  Beats of granted bursts have still to go.
+    idle : Out(1)                  No word is here, and no response outstanding.
+    fault : Out(fault_layout), fault_valid : Out(1)    Strobe, with BUS or PROTO and the address of
+                                   the oldest outstanding burst (0 if there is none); no command.
+    stale : Out(1)                 Strobe: a response of another epoch.
+    beat : Out(1), beat_bytes : Out(8)                 A beat leaves, with so many bytes strobed.
+    """
+
+    LATENCY_CYCLES = 2
+
+    #: Bursts that may await their response.
+    MAX_OUTSTANDING = 16
+
+    i: Any
+    output: Signal
+    o_burst: stream.Interface
+    granted: Signal
+    denied: Signal
+    wdata: Signal
+    wstrb: Signal
+    wlast: Signal
+    wvalid: Signal
+    wready: Signal
+    bid: Signal
+    bresp: Signal
+    bvalid: Signal
+    bready: Signal
+    epoch: Signal
+    clear: Signal
+    outstanding: Signal
+    owed: Signal
+    idle: Signal
+    fault: Any
+    fault_valid: Signal
+    stale: Signal
+    beat: Signal
+    beat_bytes: Signal
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._config = config
+        super().__init__({
+            "i": In(stream.Signature(out_beat_layout(config.bus_width))).array(config.engines),
+            "output": In(32),
+            "o_burst": Out(stream.Signature(burst_layout)),
+            "granted": In(1),
+            "denied": In(1),
+            "wdata": Out(config.bus_width),
+            "wstrb": Out(config.bus_bytes),
+            "wlast": Out(1),
+            "wvalid": Out(1),
+            "wready": In(1),
+            "bid": In(ID_BITS),
+            "bresp": In(2),
+            "bvalid": In(1),
+            "bready": Out(1),
+            "epoch": In(ID_BITS),
+            "clear": In(1),
+            "outstanding": Out(16),
+            "owed": Out(1),
+            "idle": Out(1),
+            "fault": Out(fault_layout),
+            "fault_valid": Out(1),
+            "stale": Out(1),
+            "beat": Out(1),
+            "beat_bytes": Out(8),
+        })
+
+    @property
+    def config(self) -> CoreConfig:
+        """Configuration of the core."""
+        return self._config
+
+    # -- geometry of a word ---------------------------------------------------------------------
+
+    @property
+    def _beat_bits(self) -> int:
+        return self._config.bus_bytes.bit_length() - 1
+
+    def _word_bits(self, raw: bool) -> int:
+        return self._config.out_word_bytes(raw).bit_length() - 1
+
+    def _word_beats(self, raw: bool) -> int:
+        return max(1, self._config.out_word_bytes(raw) // self._config.bus_bytes)
+
+    @property
+    def _place_lsb(self) -> int:
+        """Lowest address bit that tells where in a beat a word lies."""
+        return min(self._beat_bits, self._word_bits(raw=False))
+
+    @property
+    def _depth(self) -> int:
+        """Beats that wait here: two of the longest words, so that one comes while one goes."""
+        return max(16, 2 * self._word_beats(raw=True))
+
+    # -- gateware -------------------------------------------------------------------------------
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        reset = ResetInserter(self.clear)
+        m.submodules.merger = merger = reset(WordMerger(self._config))
+        # Words: their beats on one side, the address of their burst on the other.
+        flush = Signal()
+        queued_layout = self._queued_layout()
+        m.submodules.beats = self._beats = ResetInserter(flush)(Queue(queued_layout, self._depth))
+        m.submodules.bursts = self._bursts = reset(
+            Queue(32 - self._beat_bits + 1, self._depth // self._word_beats(raw=False))
+        )
+        # Addresses of bursts that await their response, for the fault record.
+        m.submodules.awaited = self._awaited = reset(
+            Queue(32 - self._beat_bits, self.MAX_OUTSTANDING)
+        )
+        for e in range(self._config.engines):
+            wiring.connect(m, wiring.flipped(self.i[e]), merger.i[e])
+        purge = Signal()  # after ``clear``, until all that is owed is gone
+        answered = Signal()  # a response of this epoch, to a burst whose data is complete
+        self._enqueue(m, merger, purge)
+        self._request(m, answered)
+        left = self._send(m, purge, flush)
+        self._respond(m, answered, left)
+        m.d.comb += self.idle.eq(
+            ~(merger.o_valid | self._beats.level.any() | self.wvalid | self.outstanding.any()
+              | purge)
+        )
+        return m
+
+    def _queued_layout(self) -> data.StructLayout:
+        place_bits = self._beat_bits - self._place_lsb
+        return data.StructLayout({
+            "data": self._config.bus_width, "place": place_bits, "raw": 1, "last": 1,
+        })
+
+    def _enqueue(self, m: Module, merger: "WordMerger", purge: Signal) -> None:
+        """Computes the address of the beat that the merger gives out, and queues it."""
+        beats, bursts, beat = self._beats, self._bursts, merger.o
+        address = Signal(32)
+        place_bits = self._beat_bits - self._place_lsb
+        scaled = [(beat.out_word << self._word_bits(raw))[:32] for raw in (False, True)]
+        m.d.comb += [
+            address.eq(self.output + Mux(beat.raw, scaled[1], scaled[0])),
+            # One beat may be on its way through the merger.
+            merger.room.eq((beats.level <= self._depth - 2) & ~purge),
+            beats.i.payload.data.eq(beat.data),
+            beats.i.payload.raw.eq(beat.raw),
+            beats.i.payload.place.eq(address.bit_select(self._place_lsb, place_bits)),
+            beats.i.payload.last.eq(beat.last),
+            beats.i.valid.eq(merger.o_valid),
+            bursts.i.payload.eq(Cat(beat.raw, address[self._beat_bits :])),
+            bursts.i.valid.eq(merger.o_valid & beat.last),
+        ]
+
+    def _request(self, m: Module, answered: Signal) -> None:
+        """Asks for bursts, and keeps the address of the one that waits for its answer."""
+        bursts, ask = self._bursts, self.o_burst
+        raw, address = bursts.o.payload[0], bursts.o.payload[1:]
+        asked = Signal.like(self._awaited.i.payload, reset_less=True)
+        committed = Signal(range(self.MAX_OUTSTANDING + 1))  # asked for, or outstanding
+        outstanding = Signal.like(committed)
+        halted = Signal()
+        taken = Signal()
+        m.d.comb += [
+            ask.payload.address.eq(address << self._beat_bits),
+            ask.payload.beats.eq(Mux(raw, self._word_beats(True), self._word_beats(False))),
+            ask.valid.eq(bursts.o.valid & ~halted & (committed != self.MAX_OUTSTANDING)),
+            taken.eq(ask.valid & ask.ready),
+            bursts.o.ready.eq(taken),
+            self._awaited.i.payload.eq(asked),
+            self._awaited.i.valid.eq(self.granted),
+        ]
+        with m.If(taken):
+            m.d.sync += asked.eq(address)
+        with m.If(self.denied):
+            m.d.sync += halted.eq(1)
+        m.d.sync += committed.eq(committed + taken - answered - self.denied)
+        m.d.sync += outstanding.eq(outstanding + self.granted - answered)
+        with m.If(self.clear):
+            m.d.sync += [halted.eq(0), committed.eq(0), outstanding.eq(0)]
+        m.d.comb += self.outstanding.eq(outstanding)
+
+    def _send(self, m: Module, purge: Signal, flush: Signal) -> Signal:
+        """Moves beats of granted words to the pins; returns the strobe of a burst's last beat."""
+        beats = self._beats
+        owed_words = Signal(range(self.MAX_OUTSTANDING + 1))  # granted, not all on the pins yet
+        free = Signal()
+        current = Signal()  # the beat on the pins is of this epoch
+        take = Signal()
+        idle_strobes = Signal()
+        m.d.comb += [
+            free.eq(~self.wvalid | self.wready),
+            beats.o.ready.eq(free & owed_words.any()),
+            take.eq(beats.o.valid & beats.o.ready),
+            idle_strobes.eq(purge | self.clear),
+            flush.eq(purge & ~owed_words.any()),
+            self.owed.eq(self.wvalid | owed_words.any()),
+            self.beat.eq(self.wvalid & self.wready),
+        ]
+        strobes, count = self._strobes(beats.o.payload)
+        m.d.sync += owed_words.eq(
+            owed_words + self.granted - (take & beats.o.payload.last)
+        )
+        with m.If(free):
+            m.d.sync += [
+                self.wvalid.eq(take),
+                self.wdata.eq(beats.o.payload.data),
+                self.wlast.eq(beats.o.payload.last),
+                self.wstrb.eq(Mux(idle_strobes, 0, strobes)),
+                self.beat_bytes.eq(Mux(idle_strobes, 0, count)),
+                current.eq(~idle_strobes),
+            ]
+        with m.If(self.clear):
+            m.d.sync += [purge.eq(1), current.eq(0)]
+        with m.Elif(flush):
+            m.d.sync += purge.eq(0)
+        left = Signal()
+        m.d.comb += left.eq(self.beat & self.wlast & current)
+        return left
+
+    def _strobes(self, beat: data.View) -> tuple[Value, Value]:
+        """Which bytes of a queued beat belong to its word, and how many."""
+        strobes, counts = [], []
+        bus_bytes = self._config.bus_bytes
+        for raw in (False, True):
+            size = min(self._config.out_word_bytes(raw), bus_bytes)
+            # ``place`` counts in words of bytes, of which a raw word covers several.
+            covered = size >> self._place_lsb
+            place = beat.place[covered.bit_length() - 1 :]
+            strobes.append(Cat(place == k // size for k in range(bus_bytes)))
+            counts.append(size)
+        return Mux(beat.raw, strobes[1], strobes[0]), Mux(beat.raw, counts[1], counts[0])
+
+    def _respond(self, m: Module, answered: Signal, left: Signal) -> None:
+        """Judges responses, a cycle after they came."""
+        arrived = Signal()
+        response = Signal(2, reset_less=True)
+        epoch = Signal(ID_BITS, reset_less=True)
+        complete = Signal(range(self.MAX_OUTSTANDING + 1))  # bursts that left and await theirs
+        mine = Signal()
+        m.d.sync += [arrived.eq(self.bvalid), response.eq(self.bresp), epoch.eq(self.bid)]
+        m.d.comb += [
+            mine.eq(arrived & (epoch == self.epoch)),
+            self.stale.eq(arrived & ~mine),
+            # A stray response is swallowed and never counted: the burst's own is still to come.
+            answered.eq(mine & complete.any() & ~self.clear),
+            self._awaited.o.ready.eq(answered),
+        ]
+        m.d.sync += complete.eq(complete + left - answered)
+        with m.If(self.clear):
+            m.d.sync += complete.eq(0)
+        address = Signal(32)
+        with m.If(self._awaited.o.valid):
+            m.d.comb += address.eq(self._awaited.o.payload << self._beat_bits)
+        m.d.comb += [
+            self.bready.eq(1),
+            self.fault.address.eq(address),
+            self.fault_valid.eq(mine & (~complete.any() | (response != OKAY))),
+            self.fault.code.eq(FaultCode.PROTO),
+            self.fault.detail.eq(WRITE_BIT_PROTO),
+        ]
+        with m.If(complete.any()):
+            m.d.comb += [
+                self.fault.code.eq(FaultCode.BUS),
+                self.fault.detail.eq(response | WRITE_BIT_BUS),
+            ]
+
+
+class WordMerger(wiring.Component):
+    """Takes whole words from the engines in turn, and gives their beats out one after another.
+
+    The engine of the next word is chosen while the last beat of this one leaves, among the others
+    that have a word; with none, this engine keeps its turn. So the choice is a register, and words
+    of one beat follow one another without a gap when two engines have them.
+
+    Latency: 1 cycle from a transfer on ``i`` to ``o_valid``, 2 if the engine has yet to be chosen.
+
+    Members
+    -------
+    i : In(stream of out_beat_layout).array(engines)
+    o : Out(out_beat_layout), o_valid : Out(1)     A beat, for one cycle.
+    room : In(1)                                   A beat may be taken in this cycle.
+    """
+
+    i: Any
+    o: Any
+    o_valid: Signal
+    room: Signal
+
+    def __init__(self, config: CoreConfig) -> None:
+        self._layout = out_beat_layout(config.bus_width)
+        self._engines = config.engines
+        super().__init__({
+            "i": In(stream.Signature(self._layout)).array(config.engines),
+            "o": Out(self._layout),
+            "o_valid": Out(1),
+            "room": In(1),
+        })
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        turn = Signal(self._engines, init=1)  # one-hot
+        valids = Cat(stream_in.valid for stream_in in self.i)
+        merged = Signal(self._layout)
+        offered = Signal()
+        take = Signal()
+        inside = Signal()  # between two beats of a word
+        masked = [
+            Value.cast(self.i[e].payload) & turn[e].replicate(self._layout.size)
+            for e in range(self._engines)
+        ]
+        for e in range(self._engines):
+            m.d.comb += self.i[e].ready.eq(turn[e] & self.room)
+        m.d.comb += [
+            Value.cast(merged).eq(_any_of(masked)),
+            offered.eq((valids & turn).any()),
+            take.eq(offered & self.room),
+        ]
+        value = Signal(self._layout, reset_less=True)
+        m.d.sync += [value.eq(merged), self.o_valid.eq(take)]
+        m.d.comb += self.o.eq(value)
+        with m.If(take):
+            m.d.sync += inside.eq(~merged.last)
+        others = valids & ~turn
+        with m.If(others.any() & Mux(offered, take & merged.last, ~inside)):
+            m.d.sync += turn.eq(self._next(m, turn, others))
+        return m
+
+    def _next(self, m: Module, turn: Signal, others: Value) -> Value:
+        """The first of ``others`` behind the engine whose turn it is; then from engine 0 on."""
+        behind = Signal(self._engines)
+        chosen = Signal(self._engines)
+        m.d.comb += [
+            behind.eq(others & ~(turn | (turn - 1))),
+            chosen.eq(Mux(behind.any(), behind & -behind, others & -others)),
+        ]
+        return chosen
+
+
+def _any_of(values: list[Value]) -> Value:
+    result = values[0]
+    for value in values[1:]:
+        result = result | value
+    return result
