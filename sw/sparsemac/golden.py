@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layer-wise golden model: the mathematics of a network, in exact integers."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .commands import OutputMode
+from .csr import Csr
+from .layer import LinearLayer
+from .numerics import requantize
+
+__all__ = ["matmul", "run_layer", "run_network"]
+
+#: Elements of the largest temporary [count].
+_CHUNK = 1 << 24
+
+
+def matmul(csr: Csr, x: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Returns ``csr @ x``, (rows, columns) int64.
+
+    Dense blocks in float64 where that is affordable (exact: sums stay below 2**53), entry by entry
+    where the matrix is too large to be made dense.
+    """
+    rows, inputs = csr.shape
+    result = np.zeros((rows, x.shape[1]), np.int64)
+    step = max(1, _CHUNK // max(inputs, 1))
+    x_float = x.astype(np.float64)
+    for first in range(0, rows, step):
+        block = csr.take(slice(first, first + step), slice(None))
+        if block.nnz * 50 < block.shape[0] * inputs:
+            result[first : first + step] = _by_entry(block, x)
+        else:
+            dense = block.to_dense().astype(np.float64)
+            result[first : first + step] = (dense @ x_float).astype(np.int64)
+    return result
+
+
+def _by_entry(csr: Csr, x: NDArray[np.int8]) -> NDArray[np.int64]:
+    result = np.zeros((csr.shape[0], x.shape[1]), np.int64)
+    filled = np.flatnonzero(csr.row_lengths)
+    if not len(filled):
+        return result
+    step = max(1, _CHUNK // csr.nnz)
+    for first in range(0, x.shape[1], step):
+        part = x[:, first : first + step].astype(np.int64)
+        products = csr.data.astype(np.int64)[:, None] * part[csr.indices]
+        result[filled, first : first + step] = np.add.reduceat(products, csr.indptr[filled])
+    return result
+
+
+def run_layer(layer: LinearLayer, x: NDArray[np.int8]) -> NDArray[np.int8] | NDArray[np.int32]:
+    """Runs one layer.
+
+    Parameters
+    ----------
+    layer : LinearLayer
+    x : (inputs, columns) int8
+
+    Returns
+    -------
+    (outputs, columns) int8, or int32 in mode RAW.
+    """
+    sums = matmul(layer.weights, x)
+    if layer.bias is not None:
+        sums += layer.bias.astype(np.int64)[:, None]
+    if layer.mode == OutputMode.RAW or layer.multiplier is None or layer.shift is None:
+        return sums.astype(np.int32)
+    return requantize(sums, layer.multiplier[:, None], layer.shift[:, None], layer.zero_point,
+                      layer.low, layer.high, layer.mode)
+
+
+def run_network(
+    layers: Sequence[LinearLayer], x: NDArray[np.int8]
+) -> NDArray[np.int8] | NDArray[np.int32]:
+    """Runs layers one after another; see `run_layer`."""
+    values: NDArray[np.int8] | NDArray[np.int32] = x
+    for layer in layers:
+        values = run_layer(layer, values.astype(np.int8))
+    return values
