@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Merges the output words of all engines into one sequence of beats."""
 
+from functools import reduce
+from operator import or_
 from typing import Any
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
@@ -16,11 +18,13 @@ __all__ = ["WordMerger"]
 class WordMerger(wiring.Component):
     """Takes whole words from the engines in turn, and gives their beats out one after another.
 
-    The engine of the next word is chosen while the last beat of this one leaves, among the others
-    that have a word; with none, this engine keeps its turn. So the choice is a register, and words
-    of one beat follow one another without a gap when two engines have them.
+    The turn passes on after a word, or after a cycle without one. An engine thus waits at most for
+    one word of each other engine, and while all have words there is no gap; a lone engine gets a
+    word into every turn of ``engines`` cycles. Nothing looks ahead for the next engine that has a
+    word: that would be the longest path of the store, and an engine makes no word more often than
+    every ``lanes`` cycles.
 
-    Latency: 1 cycle from a transfer on ``i`` to ``o_valid``, 2 if the engine has yet to be chosen.
+    Latency: 1 cycle from a transfer on ``i`` to ``o_valid``.
 
     Members
     -------
@@ -48,45 +52,24 @@ class WordMerger(wiring.Component):
         """Returns the gateware."""
         m = Module()
         turn = Signal(self._engines, init=1)  # one-hot
-        valids = Cat(stream_in.valid for stream_in in self.i)
         merged = Signal(self._layout)
         offered = Signal()
-        take = Signal()
         inside = Signal()  # between two beats of a word
+        value = Signal(self._layout, reset_less=True)
         masked = [
             Value.cast(self.i[e].payload) & turn[e].replicate(self._layout.size)
             for e in range(self._engines)
         ]
+        m.d.comb += [
+            Value.cast(merged).eq(reduce(or_, masked)),
+            offered.eq(Cat(self.i[e].valid & turn[e] for e in range(self._engines)).any()),
+            self.o.eq(value),
+        ]
         for e in range(self._engines):
             m.d.comb += self.i[e].ready.eq(turn[e] & self.room)
-        m.d.comb += [
-            Value.cast(merged).eq(_any_of(masked)),
-            offered.eq((valids & turn).any()),
-            take.eq(offered & self.room),
-        ]
-        value = Signal(self._layout, reset_less=True)
-        m.d.sync += [value.eq(merged), self.o_valid.eq(take)]
-        m.d.comb += self.o.eq(value)
-        with m.If(take):
+        m.d.sync += [value.eq(merged), self.o_valid.eq(offered & self.room)]
+        with m.If(offered & self.room):
             m.d.sync += inside.eq(~merged.last)
-        others = valids & ~turn
-        with m.If(others.any() & Mux(offered, take & merged.last, ~inside)):
-            m.d.sync += turn.eq(self._next(m, turn, others))
+        with m.If(Mux(offered, self.room & merged.last, ~inside)):
+            m.d.sync += turn.eq(turn.rotate_left(1))
         return m
-
-    def _next(self, m: Module, turn: Signal, others: Value) -> Value:
-        """The first of ``others`` behind the engine whose turn it is; then from engine 0 on."""
-        behind = Signal(self._engines)
-        chosen = Signal(self._engines)
-        m.d.comb += [
-            behind.eq(others & ~(turn | (turn - 1))),
-            chosen.eq(Mux(behind.any(), behind & -behind, others & -others)),
-        ]
-        return chosen
-
-
-def _any_of(values: list[Value]) -> Value:
-    result = values[0]
-    for value in values[1:]:
-        result = result | value
-    return result

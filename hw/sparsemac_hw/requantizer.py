@@ -65,7 +65,7 @@ class Requantizer(wiring.Component):
     (SaturatingRoundingDoublingHighMul, RoundingDivideByPOT).
     """
 
-    LATENCY_CYCLES = 9
+    LATENCY_CYCLES = 10
     SUM_LATENCY_CYCLES = 1
 
     i_valid: Signal
@@ -149,7 +149,7 @@ class Requantizer(wiring.Component):
             shift.eq(self.i_shift),
         ]
         # A constant instead of the input is a synchronous set or reset: it costs no LUT, and the
-        # multiplier then stands in for nine registers of 32 bits beside it.
+        # multiplier then stands in for registers of 32 bits all the way beside it.
         with m.If(raw):
             m.d.sync += [multiplier.eq(UNIT), shift.eq(0)]
         m.d.comb += self.o_sum.eq(total)
@@ -158,8 +158,14 @@ class Requantizer(wiring.Component):
     def _multiply(
         self, m: Module, total: Signal, multiplier: Signal, shift: Signal
     ) -> tuple[Signal, Signal]:
-        """Stages 2 to 4: four products, two sums of them, their sum; bits from 30 upwards."""
-        offset = Cat(total[:31], ~total[31])  # total + 2**31, unsigned
+        """Stages 2 to 5: operands, four products, two sums of them, their sum from bit 30 up.
+
+        Operands have registers of their own, to lie beside the multipliers: a product alone takes
+        most of a cycle.
+        """
+        offset = _after(m, "offset", Cat(total[:31], ~total[31]))  # total + 2**31, unsigned
+        multiplier = _after(m, "multiplier_2", multiplier)
+        shift = _after(m, "shift_2", shift)
         a0, a1 = offset[:HALF_BITS], offset[HALF_BITS:]
         b0, b1 = multiplier[:HALF_BITS], multiplier[HALF_BITS:]
         low = _after(m, "product_low", a0 * b0)
@@ -167,39 +173,39 @@ class Requantizer(wiring.Component):
         cross_1 = _after(m, "product_cross_1", a1 * b0)
         high = _after(m, "product_high", a1 * b1)
         excess = _after(m, "excess", multiplier)
-        shift = _after(m, "shift_2", shift)
+        shift = _after(m, "shift_3", shift)
 
         outer = Cat(low, high)  # the two do not overlap: their sum costs nothing
         middle = _after(m, "middle", cross_0 + cross_1)
         outer_low = _after(m, "outer_low", outer[HALF_BITS:FRACTION_BITS])
         outer_high = _after(m, "outer_high", (outer[FRACTION_BITS:] - excess)[:37])
-        shift = _after(m, "shift_3", shift)
+        shift = _after(m, "shift_4", shift)
 
         product = Signal(68 - HALF_BITS)
         m.d.comb += product.eq(Cat(outer_low, outer_high) + middle)
         return (
             _after(m, "product", product[FRACTION_BITS - 1 - HALF_BITS :]),
-            _after(m, "shift_4", shift),
+            _after(m, "shift_5", shift),
         )
 
     def _round(
         self, m: Module, product: Signal, shift: Signal, double: Signal
     ) -> tuple[Signal, Signal]:
-        """Stage 5: the high part of the product, the formula's h."""
+        """Stage 6: the high part of the product, the formula's h."""
         high_part = Signal(signed(37), reset_less=True)
         up = product[0] & (double | (shift == 0))
         m.d.sync += high_part.eq(product[1:].as_signed() + up)
-        return high_part, _after(m, "shift_5", shift)
+        return high_part, _after(m, "shift_6", shift)
 
     def _scale(
         self, m: Module, high_part: Signal, shift: Signal, raw: Signal, double: Signal
     ) -> None:
-        """Stages 6 to 9: shift by multiples of 8, by the rest, add the zero point, clamp.
+        """Stages 7 to 10: shift by multiples of 8, by the rest, add the zero point, clamp.
 
         Bit 0 of what is shifted is the last bit shifted out; ``sticky`` is whether any before it
         was set. Both are what rounding needs to know: no nudge is added before the shift.
         """
-        coarse, fine = shift[3:], _after(m, "shift_6", shift[:3])
+        coarse, fine = shift[3:], _after(m, "shift_7", shift[:3])
         wide = Cat(Const(0, 1), high_part)
         lost = Signal()
         with m.Switch(coarse):
@@ -219,23 +225,23 @@ class Requantizer(wiring.Component):
             tie.eq(~sticky & ((narrow & _ones_below(fine)) == 0)),
         ]
         quotient = _after(m, "quotient", shifted[1:].as_signed())
-        rest = _after(m, "rest_7", scaled[1 + NARROW_BITS : 33])
+        rest = _after(m, "rest_8", scaled[1 + NARROW_BITS : 33])
         up = _after(m, "up", shifted[0] & ~(double & negative & tie))
         fits = Signal()
         m.d.comb += fits.eq(scaled[NARROW_BITS:] == negative.replicate(38 - NARROW_BITS))
-        above = _after(m, "above_7", ~fits & ~negative)
-        below = _after(m, "below_7", ~fits & negative)
+        above = _after(m, "above_8", ~fits & ~negative)
+        below = _after(m, "below_8", ~fits & negative)
 
         zero_point = Mux(raw, 0, self.i_zero_point)
         moved = _after(m, "moved", (quotient + zero_point + up)[: NARROW_BITS + 1].as_signed())
-        rest = _after(m, "rest_8", rest)
-        above, below = _after(m, "above_8", above), _after(m, "below_8", below)
+        rest = _after(m, "rest_9", rest)
+        above, below = _after(m, "above_9", above), _after(m, "below_9", below)
         self._clamp(m, moved, rest, above, below, raw)
 
     def _clamp(
         self, m: Module, moved: Signal, rest: Signal, above: Signal, below: Signal, raw: Signal
     ) -> None:
-        """Stage 9."""
+        """Stage 10."""
         value = Signal(signed(32), reset_less=True)
         with m.If(raw):
             m.d.sync += value.eq(Cat(moved[:NARROW_BITS], rest))

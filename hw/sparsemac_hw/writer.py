@@ -41,7 +41,7 @@ class Writer(wiring.Component):
 
     Latency: `LATENCY_CYCLES` from the last beat of a word on ``i`` to ``o_burst.valid``, for an
     idle writer. Throughput: one beat per cycle, so a word per cycle if it has one beat and the
-    guard keeps up.
+    guard keeps up; see `WordMerger` for a lone engine.
 
     Parameters
     ----------
@@ -193,12 +193,11 @@ class Writer(wiring.Component):
         """Computes the address of the beat that the merger gives out, and queues it."""
         beats, bursts, beat = self._beats, self._bursts, merger.o
         address = Signal(32)
+        room = Signal()
         place_bits = self._beat_bits - self._place_lsb
         scaled = [(beat.out_word << self._word_bits(raw))[:32] for raw in (False, True)]
         m.d.comb += [
             address.eq(self.output + Mux(beat.raw, scaled[1], scaled[0])),
-            # One beat may be on its way through the merger.
-            merger.room.eq((beats.level <= self._depth - 2) & ~purge),
             beats.i.payload.data.eq(beat.data),
             beats.i.payload.raw.eq(beat.raw),
             beats.i.payload.place.eq(address.bit_select(self._place_lsb, place_bits)),
@@ -206,7 +205,10 @@ class Writer(wiring.Component):
             beats.i.valid.eq(merger.o_valid),
             bursts.i.payload.eq(Cat(beat.raw, address[self._beat_bits :])),
             bursts.i.valid.eq(merger.o_valid & beat.last),
+            merger.room.eq(room),
         ]
+        # Seen a cycle late, with one beat on its way through the merger and one behind it.
+        m.d.sync += room.eq((beats.level <= self._depth - 3) & ~purge & ~self.clear)
 
     def _request(self, m: Module, answered: Signal) -> None:
         """Asks for bursts, and keeps the address of the one that waits for its answer."""
@@ -230,7 +232,7 @@ class Writer(wiring.Component):
             m.d.sync += asked.eq(address)
         with m.If(self.denied):
             m.d.sync += halted.eq(1)
-        m.d.sync += committed.eq(committed + taken - answered - self.denied)
+        m.d.sync += committed.eq(committed + taken - answered)
         m.d.sync += outstanding.eq(outstanding + self.granted - answered)
         with m.If(self.clear):
             m.d.sync += [halted.eq(0), committed.eq(0), outstanding.eq(0)]
