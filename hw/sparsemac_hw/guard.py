@@ -131,15 +131,17 @@ class Guard(wiring.Component):
         """Returns the gateware."""
         m = Module()
         held = Signal()  # a request waits for its answer
-        address = Signal(32)
+        # Addresses in beats: bits below a beat are not even stored.
+        address = Signal(32 - self._beat_bits)
+        shown = Signal.like(address)
         # Beats less one, as on the pins. Beats of 0 and of more than 256 set bit 8.
         length = Signal(9)
         fits = Signal()
         covered = Signal()
         permitted = Signal()
 
-        page = address[PAGE_BITS:]
-        last_beat = address[self._beat_bits : PAGE_BITS] + length[:8]
+        page = address[PAGE_BITS - self._beat_bits :]
+        last_beat = address[: PAGE_BITS - self._beat_bits] + length[:8]
         covers = Cat(self._covers(window, page) for window in self.windows)
         opens = Cat(window[self._direction] for window in self.windows)
         m.d.comb += [
@@ -154,7 +156,7 @@ class Guard(wiring.Component):
             self.granted.eq(held & ~self.stop & passes & vacant),
             self.denied.eq(held & ~self.stop & ~passes),
             self.denied_code.eq(Mux(fits & covered, FaultCode.PERM, FaultCode.WINDOW)),
-            self.denied_address.eq(address),
+            self.denied_address.eq(address << self._beat_bits),
             self.i.ready.eq(~self.stop & (~held | self.granted | self.denied)),
         ]
         with m.If(self.stop):
@@ -162,7 +164,7 @@ class Guard(wiring.Component):
         with m.Elif(self.i.ready):
             m.d.sync += [
                 held.eq(self.i.valid),
-                address[self._beat_bits :].eq(self.i.payload.address[self._beat_bits :]),
+                address.eq(self.i.payload.address[self._beat_bits :]),
                 length.eq(self.i.payload.beats - 1),
             ]
 
@@ -170,10 +172,11 @@ class Guard(wiring.Component):
             m.d.sync += [
                 self.valid.eq(self.granted),
                 self.id.eq(self.epoch),
-                self.addr.eq(address),
+                shown.eq(address),
                 self.len.eq(length),
             ]
         m.d.comb += [
+            self.addr.eq(shown << self._beat_bits),
             self.size.eq(self._beat_bits),
             self.burst.eq(BURST_INCR),
             self.issued.eq(self.valid & self.ready),

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Containment, proved: no byte outside an open window, whatever the rest of the core does.
+
+All inputs of the guard are free in every cycle: requests, epoch, stop, READY and reset. The one
+assumption is what the register bank does in hardware: the windows do not change in a cycle after
+which VALID is up.
+"""
+
+import pytest
+from amaranth.hdl import Assert, Assume, C, Cat, Cover, Module, ResetSignal, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In
+from sparsemac.config import CoreConfig
+from sparsemac.errors import MissingDependency
+from sparsemac.registers import FaultCode
+from sparsemac_hw.formal import check, find_tools
+from sparsemac_hw.guard import Guard
+from sparsemac_hw.layouts import burst_layout, window_layout
+
+PAGE_BYTES = 4096
+
+
+class LastPageOpen(Guard):
+    """A guard that lets out what begins one page behind a window."""
+
+    def _covers(self, window, page):
+        return ~(page < window.first) & (page <= window.last + 1)
+
+
+class HastyGuard(Guard):
+    """A guard that changes its mind when it is told to stop."""
+
+    def elaborate(self, platform):
+        m = super().elaborate(platform)
+        with m.If(self.stop):
+            m.d.sync += self.valid.eq(0)
+        return m
+
+
+class Containment(wiring.Component):
+    """A guard with free inputs, and what it promises, in parts.
+
+    That some open window holds the page on the pins is proved window by window, since the solver's
+    time grows exponentially with their number otherwise. ``chosen`` notes in the cycle of the grant
+    which windows hold the page. Part "window" proves that there is a chosen one while VALID is up;
+    part ``k``, for each window ``k``, that it still holds the page on the pins if it was chosen;
+    part "burst", that the burst stays in its page. Together: every byte lies in one open window.
+    """
+
+    i: stream.Interface
+    epoch: Signal
+    windows: data.View
+    stop: Signal
+    ready: Signal
+
+    def __init__(self, guard, part):
+        self.guard = guard
+        self.part = part
+        super().__init__({
+            "i": In(stream.Signature(burst_layout)),
+            "epoch": In(4),
+            "windows": In(data.ArrayLayout(window_layout, guard.config.windows)),
+            "stop": In(1),
+            "ready": In(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.guard = guard = self.guard
+        wiring.connect(m, wiring.flipped(self.i), guard.i)
+        m.d.comb += [
+            guard.epoch.eq(self.epoch),
+            guard.windows.eq(self.windows),
+            guard.stop.eq(self.stop),
+            guard.ready.eq(self.ready),
+        ]
+        windows = Value.cast(self.windows)
+        last_windows = Signal.like(windows)
+        m.d.sync += last_windows.eq(windows)
+        with m.If(guard.valid):
+            m.d.comb += Assume(windows == last_windows, "locked")
+        if self.part == "protocol":
+            self._state_protocol(m)
+        elif self.part == "covers":
+            self._state_covers(m)
+        else:
+            self._state_containment(m)
+        return m
+
+    def _state_containment(self, m):
+        """While VALID is up, the whole burst lies in one page, and that page in an open window."""
+        guard = self.guard
+        beat_bytes = guard.config.bus_bytes
+        first = Signal(33)  # one bit more than an address, so that nothing wraps round
+        last = Signal(33)
+        chosen = Signal(guard.config.windows)
+        m.d.comb += [
+            first.eq(guard.addr),
+            last.eq(first + Cat(C(beat_bytes - 1, beat_bytes.bit_length() - 1), guard.len)),
+        ]
+        with m.If(guard.granted):
+            m.d.sync += chosen.eq(self._holders(guard.denied_address[12:]))
+        with m.If(guard.valid):
+            if self.part == "window":
+                m.d.comb += Assert(chosen.any(), "in no window")
+            elif self.part == "burst":
+                m.d.comb += Assert(first[12:] == last[12:], "crosses a page")
+                m.d.comb += Assert(guard.burst == 1, "not incrementing")
+                m.d.comb += Assert((1 << guard.size) == beat_bytes, "not full beats")
+            else:
+                holds = self._holders(first[12:32])
+                m.d.comb += Assert(~chosen[self.part] | holds[self.part], "left")
+
+    def _holders(self, page):
+        """Returns a bit for each window: it is open for this direction, and holds the page.
+
+        Written as "not less", as in the guard: yosys then shares the comparators where both look at
+        the same page, and the proof takes a second instead of minutes.
+        """
+        return Cat(
+            ~(page < window.first) & ~(window.last < page) & window[self.guard.direction]
+            for window in self.windows
+        )
+
+    def _state_protocol(self, m):
+        """VALID and what it carries stay until READY; nothing shows that was not granted."""
+        guard = self.guard
+        pins = Cat(guard.id, guard.addr, guard.len, guard.size, guard.burst, guard.prot)
+        last_pins = Signal.like(pins)
+        stalled = Signal()
+        granted = Signal()
+        m.d.sync += [
+            last_pins.eq(pins),
+            stalled.eq(guard.valid & ~guard.ready & ~ResetSignal()),
+            granted.eq(guard.granted & ~ResetSignal()),
+        ]
+        with m.If(stalled):
+            m.d.comb += Assert(guard.valid & (pins == last_pins), "VALID or payload withdrawn")
+        with m.Else():
+            m.d.comb += Assert(guard.valid == granted, "a burst that was not granted")
+        m.d.comb += Assert(~(guard.granted & guard.denied), "two answers")
+
+    def _state_covers(self, m):
+        """Bursts leave, longest ones too, and requests are denied for each reason."""
+        guard = self.guard
+        m.d.comb += [
+            Cover(guard.issued & (guard.len == 255), "longest"),
+            Cover(guard.denied & (guard.denied_code == FaultCode.WINDOW), "outside"),
+            Cover(guard.denied & (guard.denied_code == FaultCode.PERM), "not permitted"),
+            Cover(guard.valid & ~guard.ready & guard.i.ready, "waits behind"),
+        ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools():
+    try:
+        return find_tools()
+    except MissingDependency as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("part", ["protocol", "burst", "window", *range(CoreConfig().windows)])
+@pytest.mark.parametrize("direction", ["read", "write"])
+def test_no_burst_ever_leaves_the_windows(direction, part, tmp_path):
+    guard = Guard(CoreConfig(), direction)
+    result = check(Containment(guard, part), tmp_path, depth=1)
+    assert result.passed, result.log
+
+
+def test_assumptions_leave_room_for_every_outcome(tmp_path):
+    guard = Guard(CoreConfig(bus_width=32, windows=2), "write")
+    result = check(Containment(guard, "covers"), tmp_path, mode="cover", depth=5)
+    assert result.passed, result.log
+
+
+@pytest.mark.parametrize("faulty, part", [(LastPageOpen, "window"), (HastyGuard, "protocol")])
+def test_proof_fails_on_a_faulty_guard(faulty, part, tmp_path):
+    guard = faulty(CoreConfig(), "read")
+    result = check(Containment(guard, part), tmp_path, depth=4)
+    assert result.status == "FAIL", result.log
