@@ -80,7 +80,7 @@ def emit_verilog(component: wiring.Component, name: str) -> str:
     attributes of the synthesizer the text depends on the design alone.
     """
     text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
-    return _MEMORY_INIT.sub(_fold_memory_init, text)
+    return _CONSTANT.sub(_wake_constant, _MEMORY_INIT.sub(_fold_memory_init, text))
 
 
 #: The initial block that yosys writes for a memory: one assignment per word.
@@ -100,6 +100,23 @@ def _fold_memory_init(block: re.Match[str]) -> str:
         f"  initial begin : init_memory_{block.start()}\n    integer i;\n"
         f"    for (i = 0; i < {len(words)}; i = i + 1)\n"
         f"      {block['name']}[i] = {values.pop()};\n  end\n"
+    )
+
+
+#: A constant that yosys drives from a block: nothing in it changes, so no simulator would run it.
+_CONSTANT = re.compile(
+    r"^  always @\*\n"
+    r"    (?P<assignment>[^\n]+ = (?:\{ )?(?:\d+'[hdb][0-9a-fx]+(?:, )?)+(?: \})?;)\n",
+    re.MULTILINE,
+)
+
+
+def _wake_constant(block: re.Match[str]) -> str:
+    """Makes the block run once, in the way that yosys itself does it for larger ones."""
+    name = f"\\once${block.start()} "
+    return (
+        f"  reg {name} = 1'h0;\n  always @* begin\n    if ({name}) begin end\n"
+        f"    {block['assignment']}\n  end\n"
     )
 
 

@@ -38,6 +38,7 @@ VERILATOR_LINT_OFF = (
     "DECLFILENAME",
     "EOFNEWLINE",
     "INITIALDLY",
+    "PINCONNECTEMPTY",
     "SYNCASYNCNET",
     "UNDRIVEN",
     "UNOPTFLAT",
@@ -47,7 +48,7 @@ VERILATOR_LINT_OFF = (
     "WIDTHTRUNC",
 )
 
-_TOP = "sparsemac_core"
+_TOP = "sm_top"
 _PREFIX = "Vcore"
 
 
@@ -119,7 +120,10 @@ class _Builder:
     def verilate_flags(self) -> list[str]:
         return [
             "--cc", "--no-timing", "-O3", "--assert", "--top-module", _TOP, "--prefix", _PREFIX,
+            f"-GBUS_WIDTH={8 * self.options.bus_bytes}",
             "--output-split", "0",  # one file each for what is called often and what is not
+            # It takes half a minute on a core of eight engines, and makes the model no faster.
+            "-fno-merge-cond-motion",
             "--x-assign", "fast",
             "--x-initial", "unique" if self.options.random_power_up else "fast",
             *(f"-Wno-{name}" for name in VERILATOR_LINT_OFF),
@@ -180,9 +184,10 @@ class _Builder:
     def _verilate(self, verilog: str, model: Path) -> None:
         model.mkdir()
         (model / "core.v").write_text(verilog, encoding="utf-8")
-        # A relative path, so that no path of the machine gets into messages of the model.
-        command = [str(self.verilator.binary), *self.verilate_flags, "--Mdir", ".", "core.v"]
-        _run(command, model, "Verilator", env=self.verilator.environment)
+        shutil.copyfile(_NATIVE / "top.v", model / "top.v")
+        # Relative paths, so that no path of the machine gets into messages of the model.
+        command = [str(self.verilator.binary), *self.verilate_flags, "--Mdir", "."]
+        _run([*command, "top.v", "core.v"], model, "Verilator", env=self.verilator.environment)
 
     def _compile_unit(self, model: Path, name: str, optimize: str) -> None:
         slow = name == "slow"

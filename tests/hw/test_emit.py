@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -11,7 +12,15 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 from sparsemac_hw.bus import Axi4Signature, AxiLiteSignature
-from sparsemac_hw.emit import CORE_NAME, EMITTED_FILES, emit, emit_component, emit_verilog
+from sparsemac_hw.emit import (
+    _CONSTANT,
+    CORE_NAME,
+    EMITTED_FILES,
+    _wake_constant,
+    emit,
+    emit_component,
+    emit_verilog,
+)
 
 SMALL = CoreConfig(engines=2, lanes=2, act_depth=64, entry_depth=16, psum_depth=16, bus_width=32)
 
@@ -68,6 +77,33 @@ def test_folds_equal_initial_words_and_keeps_others():
     words = emit_verilog(Ports(init=range(16)), "top")
     assert "[3] = 32'd3;" in words
     assert "for (i" not in words
+
+
+class Constant(wiring.Component):
+    """Drives some bits of a signal by a constant, the others not."""
+
+    def __init__(self):
+        super().__init__({"i": In(4), "o": Out(8), "held": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += [self.o[4:].eq(self.i), self.o[:4].eq(5)]
+        m.d.sync += self.held.eq(self.i[0])
+        return m
+
+
+def test_no_block_waits_for_a_constant_to_change():
+    blocks = re.findall(r"always @\*\n +(.*);", emit_verilog(Constant(), "top"))
+    assert not [block for block in blocks if re.search(r"= \d+'h", block)]
+    text = "module top();\n  always @*\n    \\o.x [7:4] = 4'h5;\nendmodule\n"
+    woken = _CONSTANT.sub(_wake_constant, text)
+    assert woken.splitlines()[1:6] == [
+        "  reg \\once$14  = 1'h0;",
+        "  always @* begin",
+        "    if (\\once$14 ) begin end",
+        "    \\o.x [7:4] = 4'h5;",
+        "  end",
+    ]
 
 
 _TWICE = """

@@ -23,8 +23,7 @@ def test_a_build_is_found_again(toolchain, copy_verilog, monkeypatch):
     assert [p.name for p in first.parent.iterdir()] == ["core.so"]
 
 
-def test_a_failing_tool_says_why(toolchain, tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSEMAC_CACHE", str(tmp_path))
+def test_a_failing_tool_says_why(toolchain):
     with pytest.raises(DeviceError, match=r"Verilator failed with exit code 1 .*\n.*syntax error"):
         build_library("module sparsemac_core(; endmodule\n", BuildOptions(bus_bytes=8))
 

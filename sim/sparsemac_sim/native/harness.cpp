@@ -48,12 +48,15 @@ struct Simulation {
         top.reset(new Vcore{&context, "top"});
         // Inputs are drawn as well, so none may be left as it is.
         Vcore& t = *top;
-        t.clk = 0;
+        t.clk = t.load_reset = t.load_registers = 0;
         t.rst = 1;
-        t.S_AXIL(awaddr) = t.S_AXIL(araddr) = t.S_AXIL(awprot) = t.S_AXIL(arprot) = 0;
-        t.S_AXIL(wdata) = t.S_AXIL(wstrb) = 0;
-        t.S_AXIL(awvalid) = t.S_AXIL(wvalid) = t.S_AXIL(bready) = 0;
-        t.S_AXIL(arvalid) = t.S_AXIL(rready) = 0;
+        t.s_awaddr = t.s_araddr = 0;
+        t.s_wdata = t.s_wstrb = 0;
+        t.s_awvalid = t.s_wvalid = t.s_bready = 0;
+        t.s_arvalid = t.s_rready = 0;
+        top->eval();
+        t.load_registers = t.load_reset = 1;
+        cycle();
     }
 
     ~Simulation() {
@@ -74,6 +77,8 @@ struct Simulation {
 
     void edge() {
         top->clk = 1;
+        // One load at the falling edge is enough.
+        top->load_reset = top->load_registers = 0;
         top->eval();
         dump();
     }
@@ -125,40 +130,44 @@ struct Simulation {
 
     int64_t write(uint32_t address, uint32_t data, uint32_t strobe, uint64_t limit) {
         Vcore& t = *top;
-        t.S_AXIL(awaddr) = address;
-        t.S_AXIL(wdata) = data;
-        t.S_AXIL(wstrb) = strobe;
-        t.S_AXIL(awvalid) = t.S_AXIL(wvalid) = t.S_AXIL(bready) = 1;
+        t.s_awaddr = address;
+        t.s_wdata = data;
+        t.s_wstrb = strobe;
+        t.s_awvalid = t.s_wvalid = t.s_bready = 1;
         int64_t response = NO_ANSWER;
         for (uint64_t i = 0; i < limit && response == NO_ANSWER; ++i) {
+            t.load_registers = 1;
             settle();
-            const bool aw = t.S_AXIL(awvalid) && t.S_AXIL(awready);
-            const bool w = t.S_AXIL(wvalid) && t.S_AXIL(wready);
-            if (t.S_AXIL(bvalid)) response = t.S_AXIL(bresp);
+            const bool aw = t.s_awvalid && t.s_awready;
+            const bool w = t.s_wvalid && t.s_wready;
+            if (t.s_bvalid) response = t.s_bresp;
             edge();
-            if (aw) t.S_AXIL(awvalid) = 0;
-            if (w) t.S_AXIL(wvalid) = 0;
+            if (aw) t.s_awvalid = 0;
+            if (w) t.s_wvalid = 0;
         }
-        t.S_AXIL(awvalid) = t.S_AXIL(wvalid) = t.S_AXIL(bready) = 0;
+        t.s_awvalid = t.s_wvalid = t.s_bready = 0;
+        t.load_registers = 1;
         return response;
     }
 
     int64_t read(uint32_t address, uint32_t* data, uint64_t limit) {
         Vcore& t = *top;
-        t.S_AXIL(araddr) = address;
-        t.S_AXIL(arvalid) = t.S_AXIL(rready) = 1;
+        t.s_araddr = address;
+        t.s_arvalid = t.s_rready = 1;
         int64_t response = NO_ANSWER;
         for (uint64_t i = 0; i < limit && response == NO_ANSWER; ++i) {
+            t.load_registers = 1;
             settle();
-            const bool ar = t.S_AXIL(arvalid) && t.S_AXIL(arready);
-            if (t.S_AXIL(rvalid)) {
-                response = t.S_AXIL(rresp);
-                *data = t.S_AXIL(rdata);
+            const bool ar = t.s_arvalid && t.s_arready;
+            if (t.s_rvalid) {
+                response = t.s_rresp;
+                *data = t.s_rdata;
             }
             edge();
-            if (ar) t.S_AXIL(arvalid) = 0;
+            if (ar) t.s_arvalid = 0;
         }
-        t.S_AXIL(arvalid) = t.S_AXIL(rready) = 0;
+        t.s_arvalid = t.s_rready = 0;
+        t.load_registers = 1;
         return response;
     }
 
@@ -173,12 +182,14 @@ struct Simulation {
 
     int64_t reset(uint64_t cycles, bool bus) {
         top->rst = 1;
+        top->load_reset = 1;
         for (uint64_t i = 0; i < cycles; ++i) {
             memory.forget_held();  // a reset may withdraw a VALID
             cycle();
             if (bus) memory.reset();  // also what the core began in the first cycle
         }
         top->rst = 0;
+        top->load_reset = 1;
         memory.forget_held();
         return 0;
     }

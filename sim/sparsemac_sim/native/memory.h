@@ -17,10 +17,6 @@
 
 #include "axi.h"
 
-// Verilator writes the two underscores of `m_axi__araddr` as one and the code of the other.
-#define M_AXI(signal) m_axi___05F##signal
-#define S_AXIL(signal) s_axil___05F##signal
-
 namespace sparsemac {
 
 template <class Top, uint32_t BUS_BYTES>
@@ -47,13 +43,13 @@ public:
             m_budget += m_options.bandwidth;
             if (m_budget > m_budget_cap) m_budget = m_budget_cap;
         }
-        t.M_AXI(arready) = m_reads.size() < OUTSTANDING && !dead(AR, stats.read_bursts, 0)
+        t.m_arready = m_reads.size() < OUTSTANDING && !dead(AR, stats.read_bursts, 0)
                            && !stalled();
-        t.M_AXI(awready) = m_writes.size() + m_answers.size() < OUTSTANDING
+        t.m_awready = m_writes.size() + m_answers.size() < OUTSTANDING
                            && !dead(AW, stats.write_bursts, 0) && !stalled();
         // Whoever is served first alternates, so that neither direction starves the other.
         if (now & 1) drive_read(t, now);
-        t.M_AXI(wready) = write_ready();
+        t.m_wready = write_ready();
         if (!(now & 1)) drive_read(t, now);
         drive_answer(t, now);
     }
@@ -61,17 +57,17 @@ public:
     // Looks at what both sides agreed on, once the outputs have settled.
     void sample(Top& t) {
         check_held(t);
-        if (t.M_AXI(arvalid) && t.M_AXI(arready)) take_read_address(t);
-        if (t.M_AXI(rvalid) && t.M_AXI(rready)) finish_read_beat();
-        if (t.M_AXI(awvalid) && t.M_AXI(awready)) take_write_address(t);
-        if (t.M_AXI(wvalid) && t.M_AXI(wready)) {
+        if (t.m_arvalid && t.m_arready) take_read_address(t);
+        if (t.m_rvalid && t.m_rready) finish_read_beat();
+        if (t.m_awvalid && t.m_awready) take_write_address(t);
+        if (t.m_wvalid && t.m_wready) {
             m_beats.push_back(write_beat(t));
             ++stats.write_beats;
             stats.write_bytes += __builtin_popcountll(m_beats.back().strobe);
             m_budget -= BUS_BYTES;
         }
         while (!m_writes.empty() && !m_beats.empty()) store_beat();
-        if (t.M_AXI(bvalid) && t.M_AXI(bready)) m_answer_valid = false;
+        if (t.m_bvalid && t.m_bready) m_answer_valid = false;
         ++stats.cycles;
     }
 
@@ -168,8 +164,8 @@ private:
     // -- reads ---------------------------------------------------------------------------------
 
     Address read_address(const Top& t) const {
-        return {t.M_AXI(araddr), t.M_AXI(arid), t.M_AXI(arlen), t.M_AXI(arsize),
-                t.M_AXI(arburst), stats.cycles + m_options.latency, stats.read_bursts};
+        return {t.m_araddr, t.m_arid, t.m_arlen, t.m_arsize,
+                t.m_arburst, stats.cycles + m_options.latency, stats.read_bursts};
     }
 
     void take_read_address(Top& t) {
@@ -183,7 +179,7 @@ private:
 
     void drive_read(Top& t, uint64_t now) {
         if (!m_read_valid) m_read_valid = next_read_beat(t, now);
-        t.M_AXI(rvalid) = m_read_valid;
+        t.m_rvalid = m_read_valid;
     }
 
     bool next_read_beat(Top& t, uint64_t now) {
@@ -196,27 +192,27 @@ private:
         m_budget -= BUS_BYTES;
         const uint32_t address = a.beat_address(m_read_beat);
         const bool good = inside(address);
-        if (good) std::memcpy(&t.M_AXI(rdata), at(address), BUS_BYTES);
-        else std::memset(&t.M_AXI(rdata), 0, BUS_BYTES);
-        t.M_AXI(rid) = a.id;
-        t.M_AXI(rresp) = good ? 0 : 3;
-        t.M_AXI(rlast) = m_read_beat == a.len;
+        if (good) std::memcpy(&t.m_rdata, at(address), BUS_BYTES);
+        else std::memset(&t.m_rdata, 0, BUS_BYTES);
+        t.m_rid = a.id;
+        t.m_rresp = good ? 0 : 3;
+        t.m_rlast = m_read_beat == a.len;
         if (armed()) spoil_read(t, m_reads.front());
         return true;
     }
 
     void spoil_read(Top& t, Address& a) {
         Injection i;
-        if (fire(RESPONSE, R, a.number, m_read_beat, &i)) t.M_AXI(rresp) = i.value;
-        if (fire(WRONG_ID, R, a.number, m_read_beat, &i)) t.M_AXI(rid) = a.id ^ i.value;
+        if (fire(RESPONSE, R, a.number, m_read_beat, &i)) t.m_rresp = i.value;
+        if (fire(WRONG_ID, R, a.number, m_read_beat, &i)) t.m_rid = a.id ^ i.value;
         if (fire(LAST_EARLY, R, a.number, m_read_beat, &i)) {
-            t.M_AXI(rlast) = 1;
+            t.m_rlast = 1;
             a.len = m_read_beat;
         }
         if (m_read_beat != a.len) return;
-        if (fire(LAST_MISSING, R, a.number, -1, &i)) t.M_AXI(rlast) = 0;
+        if (fire(LAST_MISSING, R, a.number, -1, &i)) t.m_rlast = 0;
         if (fire(LAST_LATE, R, a.number, -1, &i)) {
-            t.M_AXI(rlast) = 0;
+            t.m_rlast = 0;
             a.len += i.value;
         }
     }
@@ -224,9 +220,9 @@ private:
     bool stray_read(Top& t) {
         Injection i;
         if (!fire(STRAY, R, stats.read_bursts, -1, &i)) return false;
-        t.M_AXI(rid) = i.value;
-        t.M_AXI(rresp) = 0;
-        t.M_AXI(rlast) = 1;
+        t.m_rid = i.value;
+        t.m_rresp = 0;
+        t.m_rlast = 1;
         return m_read_stray = true;
     }
 
@@ -247,8 +243,8 @@ private:
     // -- writes --------------------------------------------------------------------------------
 
     Address write_address(const Top& t) const {
-        return {t.M_AXI(awaddr), t.M_AXI(awid), t.M_AXI(awlen), t.M_AXI(awsize),
-                t.M_AXI(awburst), 0, stats.write_bursts};
+        return {t.m_awaddr, t.m_awid, t.m_awlen, t.m_awsize,
+                t.m_awburst, 0, stats.write_bursts};
     }
 
     void take_write_address(Top& t) {
@@ -278,9 +274,9 @@ private:
 
     WriteBeat<BUS_BYTES> write_beat(const Top& t) const {
         WriteBeat<BUS_BYTES> beat;
-        std::memcpy(beat.data, &t.M_AXI(wdata), BUS_BYTES);
-        beat.strobe = t.M_AXI(wstrb);
-        beat.last = t.M_AXI(wlast);
+        std::memcpy(beat.data, &t.m_wdata, BUS_BYTES);
+        beat.strobe = t.m_wstrb;
+        beat.last = t.m_wlast;
         return beat;
     }
 
@@ -316,7 +312,7 @@ private:
 
     void drive_answer(Top& t, uint64_t now) {
         if (!m_answer_valid) m_answer_valid = next_answer(t, now);
-        t.M_AXI(bvalid) = m_answer_valid;
+        t.m_bvalid = m_answer_valid;
     }
 
     bool next_answer(Top& t, uint64_t now) {
@@ -324,8 +320,8 @@ private:
         if (m_answers.front().ready > now) return false;
         if (armed() && dead(B, m_answers.front().number, 0)) return false;
         if (stalled()) return false;
-        t.M_AXI(bid) = m_answers.front().id;
-        t.M_AXI(bresp) = m_answers.front().response;
+        t.m_bid = m_answers.front().id;
+        t.m_bresp = m_answers.front().response;
         m_answers.pop_front();
         return true;
     }
@@ -333,8 +329,8 @@ private:
     bool stray_answer(Top& t) {
         Injection i;
         if (!fire(STRAY, B, stats.write_bursts, -1, &i)) return false;
-        t.M_AXI(bid) = i.value;
-        t.M_AXI(bresp) = 0;
+        t.m_bid = i.value;
+        t.m_bresp = 0;
         return true;
     }
 
@@ -348,15 +344,15 @@ private:
     }
 
     void check_held(const Top& t) {
-        if (m_ar_held && !(t.M_AXI(arvalid) && read_address(t) == m_ar))
+        if (m_ar_held && !(t.m_arvalid && read_address(t) == m_ar))
             violation("ARVALID withdrawn or changed while stalled", m_ar.address);
-        if (m_aw_held && !(t.M_AXI(awvalid) && write_address(t) == m_aw))
+        if (m_aw_held && !(t.m_awvalid && write_address(t) == m_aw))
             violation("AWVALID withdrawn or changed while stalled", m_aw.address);
-        if (m_w_held && !(t.M_AXI(wvalid) && write_beat(t) == m_w))
+        if (m_w_held && !(t.m_wvalid && write_beat(t) == m_w))
             violation("WVALID withdrawn or changed while stalled", m_aw.address);
-        m_ar_held = t.M_AXI(arvalid) && !t.M_AXI(arready);
-        m_aw_held = t.M_AXI(awvalid) && !t.M_AXI(awready);
-        m_w_held = t.M_AXI(wvalid) && !t.M_AXI(wready);
+        m_ar_held = t.m_arvalid && !t.m_arready;
+        m_aw_held = t.m_awvalid && !t.m_awready;
+        m_w_held = t.m_wvalid && !t.m_wready;
         if (m_ar_held) m_ar = read_address(t);
         if (m_aw_held) m_aw = write_address(t);
         if (m_w_held) m_w = write_beat(t);
