@@ -37,7 +37,8 @@ class Writer(wiring.Component):
     ``clear`` (a soft reset) forgets all words, and which responses are outstanding: responses of
     another ``epoch`` are *stale*, and counted no more. Beats of bursts that have been granted are
     *owed*, since AXI cannot withdraw a burst; they still go out, with all strobes 0 (but a beat
-    that is on the pins already stays as it is, A3.2.1). Until then no engine is listened to.
+    that is on the pins already stays as it is, A3.2.1). Until the last of them is on the pins no
+    beat is taken from the engines.
 
     Latency: `LATENCY_CYCLES` from the last beat of a word on ``i`` to ``o_burst.valid``, for an
     idle writer. Throughput: one beat per cycle, so a word per cycle if it has one beat and the

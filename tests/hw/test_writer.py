@@ -316,11 +316,21 @@ def test_denied_word_ends_all_requests():
         assert ctx.get(bench.dut.outstanding) == 0
         assert not ctx.get(bench.dut.owed)
         assert not ctx.get(bench.dut.o_burst.valid)
+        assert len(bench.granted) == bench.beats == 6
+        assert bench.memory.items() <= bench.expected_memory().items()
+        # After a soft reset all is well again.
+        await soft_reset(ctx, bench)
+        await ctx.tick().repeat(2)
+        bench.stopped = False
+        bench.words = [[(3, bytes(range(8)))], []]
+        bench.memory.clear()
+        bench.granted.clear()
+        for beat in bench.beats_of(*bench.words[0][0]):
+            await bench.put(ctx, bench.dut.i[0], beat)
+        await bench.until_idle(ctx)
 
     bench.run(check)
-    assert len(bench.granted) == 6
-    assert bench.beats == 6
-    assert bench.memory.items() <= bench.expected_memory().items()
+    assert bench.memory == bench.expected_memory()
 
 
 @pytest.mark.parametrize("resp", [EXOKAY, SLVERR, DECERR])
@@ -417,10 +427,11 @@ def test_d1_soft_reset_sends_what_is_owed_without_strobes(moment, raw):
         await ctx.tick().repeat(moment)
         shown = await soft_reset(ctx, bench)
         assert ctx.get(dut.outstanding) == 0
-        assert not any(ctx.get(dut.i[e].ready) for e in range(2)), "word taken while owing"
         bench.hold_responses = False
         while ctx.get(dut.owed):
             assert not ctx.get(dut.o_burst.valid)
+            if len(bench.unfilled) > 2:  # not only the burst that is on the pins
+                assert not any(ctx.get(dut.i[e].ready) for e in range(2)), "taken while owing"
             await ctx.tick()
         await ctx.tick().repeat(3)
         assert not bench.unfilled
