@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The registers of a core behind AXI4-Lite, derived from `sparsemac.registers`."""
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
@@ -12,145 +14,298 @@ from .layouts import window_layout
 
 __all__ = ["RegisterBank"]
 
-OKAY, SLVERR = 0, 2
+#: Responses of AXI4-Lite (IHI 0022, A3.4.4).
+OKAY, SLVERR = 0b00, 0b10
+
+ADDRESS_BITS = 12
+
+#: First byte offsets of the counters and of the windows. The read multiplexer is built in these
+#: three parts, each selected by fewer address bits than the whole map has.
+COUNTERS_BIT, WINDOWS_BIT = 7, 8
+COUNTER_NAMES = {f"{name}_{half}" for name, _ in COUNTERS for half in ("LO", "HI")}
 
 
 def _port(register: Register, field: Field) -> str:
+    """Name of the member that is, or feeds, a field."""
     name = register.name.lower()
     return name if field.name == "value" else f"{name}_{field.name}"
 
 
+def _is_constant(register: Register) -> bool:
+    """Whether the register's content is part of the configuration."""
+    return register.name in ("MAGIC", "VERSION", "CONFIG_HASH") or register.name.startswith("GEOM")
+
+
+def _choose(words: dict[int, Value], select: Value) -> Value:
+    """Returns the word at index ``select``; any word at an index that is not there.
+
+    A tree of two-way multiplexers: logic cells have free ones (PFUMX, L6MUX21 on ECP5), which the
+    sum of products that yosys makes of a case statement could not use.
+    """
+    if len(words) == 1:
+        return next(iter(words.values()))
+    half = 1 << (len(select) - 1)
+    low = {index: word for index, word in words.items() if index < half}
+    high = {index - half: word for index, word in words.items() if index >= half}
+    if not high:
+        return _choose(low, select[:-1])
+    if not low:
+        return _choose(high, select[:-1])
+    return Mux(select[-1], _choose(high, select[:-1]), _choose(low, select[:-1]))
+
+
 class RegisterBank(wiring.Component):
-    """AXI4-Lite slave: one write and one read at a time, each answered after a fixed latency."""
+    """AXI4-Lite slave that holds, or passes on, every field of the register map.
+
+    Takes one write and one read at a time, side by side. The two low address bits are ignored, as
+    AXI4-Lite lets a slave do; byte strobes are honoured. A write to a register without writable
+    field, a write to a locked register while ``locked``, a start while ``start_refused`` and any
+    access to an offset without register change nothing, answer SLVERR, and count in REJECTED. A
+    start together with a soft reset or an abort is dropped without complaint.
+
+    Windows are closed after reset.
+
+    Latency: a write takes effect `WRITE_CYCLES` after both address and data were taken, and its
+    response is up in the next cycle; read data are up `READ_CYCLES` after the address was taken.
+    Throughput: one write every 2 cycles, one read every 4.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    bus : In(AxiLiteSignature(12))
+    <register>_<field> : In, Out   Each field of the map, lower case, without ``_value``: an input
+                                   if it is read-only, a strobe for W1S, an output else. Constants,
+                                   REJECTED, STATUS.done and the windows have none.
+    <counter> : In(64)             Each of `sparsemac.registers.COUNTERS`, lower case.
+    windows : Out(array of window_layout)
+    locked : In(1)                 Refuse writes to registers that the map marks as locked.
+    start_refused : In(1)          Refuse CTRL.start.
+    done_set : In(1)               Strobe: set STATUS.done, also if it is being cleared.
+    irq : Out(1)                   STATUS.done and IRQ_ENABLE.done.
+    """
+
+    WRITE_CYCLES = 1
+    READ_CYCLES = 3
+
+    bus: Any
+    locked: Signal
+    start_refused: Signal
+    done_set: Signal
+    irq: Signal
+    windows: data.View
+    ctrl_start: Signal
+    ctrl_soft_reset: Signal
+    ctrl_abort: Signal
+    status_busy: Signal
+    status_fault: Signal
+    status_draining: Signal
+    status_wedged: Signal
+    error_code: Signal
+    fault_command: Signal
+    fault_address: Signal
+    fault_detail: Signal
+    fault_count: Signal
+    irq_enable_done: Signal
+    command_address: Signal
+    command_count: Signal
+    watchdog: Signal
+    stale_count: Signal
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
         self._map = register_map(config)
         members: dict[str, wiring.Member] = {
-            "bus": In(AxiLiteSignature(12)),
+            "bus": In(AxiLiteSignature(ADDRESS_BITS)),
             "locked": In(1),
             "start_refused": In(1),
             "done_set": In(1),
             "irq": Out(1),
             "windows": Out(data.ArrayLayout(window_layout, config.windows)),
         }
-        self._constant = {"MAGIC", "VERSION", "CONFIG_HASH", "GEOMETRY0", "GEOMETRY1", "GEOMETRY2",
-                          "REJECTED"}
-        self._counters = {f"{name}_{half}" for name, _ in COUNTERS for half in ("LO", "HI")}
         for register in self._map:
-            if register.name in self._constant | self._counters or "WINDOW" in register.name:
+            inside = _is_constant(register) or register.name == "REJECTED"
+            if inside or register.name in COUNTER_NAMES or register.name.startswith("WINDOW"):
                 continue
             for field in register.fields:
-                if field.access == "RW1C":
-                    continue
-                direction = In if field.access == "R" else Out
-                members[_port(register, field)] = direction(field.width)
+                if field.access == "R":
+                    members[_port(register, field)] = In(field.width)
+                elif field.access == "RW":
+                    members[_port(register, field)] = Out(field.width, init=field.reset)
+                elif field.access == "W1S":
+                    members[_port(register, field)] = Out(1)
         if config.counters:
-            for name, _ in COUNTERS:
-                members[name.lower()] = In(64)
+            members |= {name.lower(): In(64) for name, _ in COUNTERS}
         super().__init__(members)
 
+    @property
+    def config(self) -> CoreConfig:
+        """Configuration of the core."""
+        return self._config
+
     def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
         m = Module()
-        bus = self.bus
-        self._rejected = Signal(16)
-        write_fail, read_fail = Signal(), Signal()
-        m.d.sync += self._rejected.eq(self._rejected + write_fail + read_fail)
-
-        # Write: address and data are kept until both are there.
-        address, word, strobe = Signal(12), Signal(32), Signal(4)
-        have_address, have_word = Signal(), Signal()
-        m.d.comb += [bus.awready.eq(~have_address), bus.wready.eq(~have_word)]
-        with m.If(bus.awvalid & bus.awready):
-            m.d.sync += [address.eq(bus.awaddr), have_address.eq(1)]
-        with m.If(bus.wvalid & bus.wready):
-            m.d.sync += [word.eq(bus.wdata), strobe.eq(bus.wstrb), have_word.eq(1)]
-        do_write = Signal()
-        m.d.comb += do_write.eq(have_address & have_word & (~bus.bvalid | bus.bready))
-        with m.If(bus.bready):
-            m.d.sync += bus.bvalid.eq(0)
-        accepted = Signal()
-        with m.If(do_write):
-            m.d.sync += [have_address.eq(0), have_word.eq(0), bus.bvalid.eq(1),
-                         bus.bresp.eq(Mux(accepted, OKAY, SLVERR))]
-            m.d.comb += write_fail.eq(~accepted)
-        self._write(m, do_write, address, word, strobe, accepted)
-
-        # Read.
-        read_address, reading = Signal(12), Signal()
-        m.d.comb += bus.arready.eq(~reading & ~bus.rvalid)
-        m.d.sync += reading.eq(bus.arvalid & bus.arready)
-        with m.If(bus.arvalid & bus.arready):
-            m.d.sync += read_address.eq(bus.araddr)
-        with m.If(bus.rready):
-            m.d.sync += bus.rvalid.eq(0)
-        known, value = Signal(), Signal(32)
-        with m.If(reading):
-            m.d.sync += [bus.rvalid.eq(1), bus.rdata.eq(value),
-                         bus.rresp.eq(Mux(known, OKAY, SLVERR))]
-            m.d.comb += read_fail.eq(~known)
-        self._read(m, reading, read_address, known, value)
+        done = Signal()
+        rejected = Signal(16)
+        write_failed = self._take_writes(m, done)
+        read_failed = self._answer_reads(m, done, rejected)
+        m.d.sync += rejected.eq(rejected + write_failed + read_failed)
+        m.d.comb += self.irq.eq(done & self.irq_enable_done)
         return m
 
-    def _write(self, m, do_write, address, word, strobe, accepted):
-        mask = Cat(bit.replicate(8) for bit in strobe)
-        for register in self._map:
-            if not register.writable:
-                continue
-            allowed = ~self.locked if register.locked else 1
-            with m.If(address == register.byte_offset):
-                if register.name == "CTRL":
-                    hit = [word[f.lsb] & strobe[0] for f in register.fields]
-                    override = hit[1] | hit[2]
-                    m.d.comb += accepted.eq(~(hit[0] & ~override & self.start_refused))
-                    with m.If(do_write & accepted):
-                        m.d.comb += [self.ctrl_start.eq(hit[0] & ~override),
-                                     self.ctrl_soft_reset.eq(hit[1]), self.ctrl_abort.eq(hit[2])]
-                    continue
-                m.d.comb += accepted.eq(allowed)
-                for field in register.fields:
-                    if field.access != "RW":
-                        continue
-                    part = slice(field.lsb, field.lsb + field.width)
-                    target = self._target(register, field)
-                    with m.If(do_write & accepted):
-                        m.d.sync += target.eq((target & ~mask[part]) | (word[part] & mask[part]))
-        done = self._done = Signal()
-        clear = (address == self._map["STATUS"].byte_offset) & word[1] & strobe[0]
-        with m.If(do_write & clear):
-            m.d.sync += done.eq(0)
-        with m.If(self.done_set):
-            m.d.sync += done.eq(1)
-        m.d.comb += self.irq.eq(done & self.irq_enable_done)
+    # -- writes ---------------------------------------------------------------------------------
 
-    def _target(self, register, field):
+    def _take_writes(self, m: Module, done: Signal) -> Value:
+        """Returns a strobe for each write that is refused."""
+        bus = self.bus
+        address = Signal(ADDRESS_BITS, reset_less=True)
+        word = Signal(32, reset_less=True)
+        strobe = Signal(4, reset_less=True)
+        have_address, have_word = Signal(), Signal()
+        do_write, accepted = Signal(), Signal()
+        m.d.comb += [
+            bus.awready.eq(~have_address),
+            bus.wready.eq(~have_word),
+            # A write waits until the last one's response has left, so none can be lost.
+            do_write.eq(have_address & have_word & ~bus.bvalid),
+        ]
+        with m.If(~have_address):
+            m.d.sync += [address.eq(bus.awaddr), have_address.eq(bus.awvalid)]
+        with m.If(~have_word):
+            m.d.sync += [word.eq(bus.wdata), strobe.eq(bus.wstrb), have_word.eq(bus.wvalid)]
+        with m.If(do_write):
+            m.d.sync += [have_address.eq(0), have_word.eq(0), bus.bvalid.eq(1)]
+            m.d.sync += bus.bresp.eq(Mux(accepted, OKAY, SLVERR))
+        with m.Elif(bus.bready):
+            m.d.sync += bus.bvalid.eq(0)
+
+        with m.Switch(address[2:]):
+            for register in self._map:
+                if register.writable:
+                    with m.Case(register.byte_offset >> 2):
+                        m.d.comb += accepted.eq(~self.locked if register.locked else 1)
+                        for field in register.fields:
+                            self._write(m, register, field, do_write, word, strobe, done, accepted)
+        with m.If(self.done_set):  # last, so that it wins over a write that clears
+            m.d.sync += done.eq(1)
+        return do_write & ~accepted
+
+    def _write(
+        self, m: Module, register: Register, field: Field, do_write: Value, word: Value,
+        strobe: Value, done: Signal, accepted: Signal,
+    ) -> None:  # fmt: skip
+        """Carries out what a write does to one field."""
+        lsb, end = field.lsb, field.lsb + field.width
+        one = word[lsb] & strobe[lsb // 8]
+        if field.access == "RW1C":
+            with m.If(do_write & one):
+                m.d.sync += done.eq(0)
+        elif field.name == "start" and field.access == "W1S":
+            override = Cat(
+                word[f.lsb] & strobe[f.lsb // 8] for f in register.fields if f is not field
+            ).any()
+            start = one & ~override
+            m.d.comb += accepted.eq(~(start & self.start_refused))
+            m.d.comb += self._member(register, field).eq(do_write & start & ~self.start_refused)
+        elif field.access == "W1S":
+            m.d.comb += self._member(register, field).eq(do_write & one)
+        elif field.access == "RW":
+            target = self._member(register, field)
+            allowed = do_write & ~self.locked if register.locked else do_write
+            for low in range(lsb - lsb % 8, end, 8):  # byte by byte: the strobe is a clock enable
+                first, last = max(low, lsb), min(low + 8, end)
+                with m.If(allowed & strobe[low // 8]):
+                    m.d.sync += target[first - lsb : last - lsb].eq(word[first:last])
+
+    def _member(self, register: Register, field: Field) -> Any:
+        """Returns the member that is, or feeds, a field."""
         if register.name.startswith("WINDOW"):
-            index, _, kind = register.name[6:].partition("_")
-            window = self.windows[int(index)]
-            return {"FIRST": window.first, "LAST": window.last}.get(kind) if kind != "PERM" \
-                else getattr(window, field.name)
+            index, _, kind = register.name.removeprefix("WINDOW").partition("_")
+            name = field.name if kind == "PERM" else kind.lower()
+            return self.windows[int(index)][name]
         return getattr(self, _port(register, field))
 
-    def _read(self, m, reading, address, known, value):
-        high = Signal(32)
+    # -- reads ----------------------------------------------------------------------------------
+
+    def _answer_reads(self, m: Module, done: Signal, rejected: Signal) -> Value:
+        """Returns a strobe for each read that is refused."""
+        bus = self.bus
+        address = Signal(ADDRESS_BITS, reset_less=True)
+        # One bit moves through: the address is there, a word of each part is, the answer is up.
+        addressed, fetched = Signal(), Signal()
+        known = Signal()
+        m.d.comb += bus.arready.eq(~addressed & ~fetched & ~bus.rvalid)
+        with m.If(bus.arready):
+            m.d.sync += address.eq(bus.araddr)
+        m.d.sync += [addressed.eq(bus.arvalid & bus.arready), fetched.eq(addressed)]
+        with m.Switch(address[2:]):
+            with m.Case(*(register.byte_offset >> 2 for register in self._map)):
+                m.d.sync += known.eq(1)
+            with m.Default():
+                m.d.sync += known.eq(0)
+
+        general, windows = self._words(done, rejected)
+        word = self._register(m, "general_word", _choose(general, address[2:COUNTERS_BIT]))
+        window = self._register(m, "window_word", _choose(windows, address[2:WINDOWS_BIT]))
+        word = Mux(address[WINDOWS_BIT], window, word)
+        if self._config.counters:
+            counter = self._read_counter(m, address, addressed)
+            word = Mux(address[COUNTERS_BIT] & ~address[WINDOWS_BIT], counter, word)
+        with m.If(fetched):
+            m.d.sync += [bus.rvalid.eq(1), bus.rresp.eq(Mux(known, OKAY, SLVERR))]
+            m.d.sync += bus.rdata.eq(Mux(known, word, 0))
+        with m.Elif(bus.rready):
+            m.d.sync += bus.rvalid.eq(0)
+        return fetched & ~known
+
+    @staticmethod
+    def _register(m: Module, name: str, value: Value) -> Signal:
+        """Returns a register that follows ``value``."""
+        register = Signal(32, name=name, reset_less=True)
+        m.d.sync += register.eq(value)
+        return register
+
+    def _words(self, done: Signal, rejected: Signal) -> tuple[dict[int, Value], dict[int, Value]]:
+        """Returns all words but the counters, by index: those below the windows, the windows."""
+        general: dict[int, Value] = {}
+        windows: dict[int, Value] = {}
         for register in self._map:
-            with m.If(address == register.byte_offset):
-                m.d.comb += known.eq(1)
-                if register.name in self._counters:
-                    name, _, half = register.name.rpartition("_")
-                    source = getattr(self, name.lower())
-                    m.d.comb += value.eq(source[:32] if half == "LO" else high)
-                    if half == "LO":
-                        with m.If(reading):
-                            m.d.sync += high.eq(source[32:])
+            if register.name in COUNTER_NAMES:
+                continue
+            bits = [Const(0, 1)] * 32
+            for field in register.fields:
+                if _is_constant(register):
+                    source: Any = Const(field.reset, field.width)
+                elif register.name == "REJECTED":
+                    source = rejected
+                elif field.access == "RW1C":
+                    source = done
+                elif field.access == "W1S":
                     continue
-                for field in register.fields:
-                    part = value[field.lsb : field.lsb + field.width]
-                    if register.name == "REJECTED":
-                        m.d.comb += part.eq(self._rejected)
-                    elif register.name in self._constant:
-                        m.d.comb += part.eq(field.reset)
-                    elif field.access == "RW1C":
-                        m.d.comb += part.eq(self._done)
-                    elif field.access != "W1S":
-                        m.d.comb += part.eq(self._target(register, field))
+                else:
+                    source = self._member(register, field)
+                bits[field.lsb : field.lsb + field.width] = list(source)
+            index = register.byte_offset >> 2
+            if register.name.startswith("WINDOW"):
+                windows[index - (1 << WINDOWS_BIT - 2)] = Cat(bits)
+            else:
+                general[index] = Cat(bits)
+        return general, windows
+
+    def _read_counter(self, m: Module, address: Signal, addressed: Signal) -> Signal:
+        """Returns the counter's half at ``address``; its high half is latched with the low one."""
+        low: dict[int, Value] = {}
+        high: dict[int, Value] = {}
+        for name, _ in COUNTERS:
+            source = getattr(self, name.lower())
+            index = self._map[f"{name}_LO"].byte_offset - (1 << COUNTERS_BIT) >> 3
+            low[index], high[index] = source[:32], source[32:]
+        pair = address[3:COUNTERS_BIT]
+        latched = Signal(32)
+        is_counter = address[COUNTERS_BIT] & ~address[WINDOWS_BIT:].any()
+        with m.If(addressed & is_counter & ~address[2]):
+            m.d.sync += latched.eq(_choose(high, pair))
+        return self._register(m, "counter_word", Mux(address[2], latched, _choose(low, pair)))
