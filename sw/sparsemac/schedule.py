@@ -17,7 +17,9 @@ def row_costs(counts: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
     return np.maximum(np.maximum(counts, lanes), 1)
 
 
-def balance_rows(costs: NDArray[np.int64], engines: int) -> list[NDArray[np.int64]]:
+def balance_rows(
+    costs: NDArray[np.int64], engines: int, most: int = 0
+) -> list[NDArray[np.int64]]:
     """Deals rows out to engines, longest first, each to the engine with the least to do.
 
     Longest processing time first (Graham, "Bounds on Multiprocessing Timing Anomalies", 1969): at
@@ -28,17 +30,23 @@ def balance_rows(costs: NDArray[np.int64], engines: int) -> list[NDArray[np.int6
     ----------
     costs : (rows,)    Cycles of each row.
     engines : int
+    most : int         Rows that one engine may get; 0: any number.
 
     Returns
     -------
     For each engine its rows, in the order of work.
     """
+    if most and len(costs) > most * engines:
+        raise ValueError(f"rows must be at most {most} for each of {engines} engines, not {len(costs)}")
     rows: list[list[int]] = [[] for _ in range(engines)]
     load = [(0, e) for e in range(engines)]
     for row in np.argsort(-np.asarray(costs), kind="stable").tolist():
         done, engine = load[0]
         rows[engine].append(row)
-        heapq.heapreplace(load, (done + int(costs[row]), engine))
+        if most and len(rows[engine]) == most:
+            heapq.heappop(load)
+        else:
+            heapq.heapreplace(load, (done + int(costs[row]), engine))
     return [np.array(r, np.int64) for r in rows]
 
 
