@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver: opens a device, keeps networks in its memory, runs them, and says what it cost."""
+"""The driver: open a core, load a network, run it. The same calls on every device."""
 
 import importlib.metadata
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,156 +15,308 @@ from numpy.typing import NDArray
 
 from .config import CoreConfig
 from .devices.base import Device, check_identity
-from .errors import (
-    DeviceBusy,
-    DeviceChanged,
-    DeviceClosed,
-    DeviceError,
-    DeviceTimeout,
-    UnsupportedLayer,
-)
-from .faults import fault_error
+from .errors import DeviceBusy, DeviceClosed, DeviceFault, MissingDependency
 from .layer import LinearLayer
-from .program import Program, compile_network
-from .registers import COUNTERS, register_map
+from .program import PackedCache, Program, TooManyColumns, compile_network
+from .registers import FaultCode
 from .result import Counters, Result
+from .session import Session
 
 __all__ = ["Core", "Network", "open"]
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 ENTRY_POINTS = "sparsemac.devices"
-#: Which extra brings the device of a scheme.
+
+#: Extras that bring the modules of a device, for the message when one is missing.
 _EXTRAS = {"sim": "sim", "uart": "uart"}
-#: Seconds that a job may take beyond ten times its estimate at the slowest clock foreseen.
-_GRACE_SECONDS = 10.0
-_SLOWEST_CLOCK = 1_000_000.0
+
+#: A job may take this long [seconds], and so many times what the compiler expects at
+#: `SLOWEST_HERTZ`, before it is given up: a last resort, as the watchdog hears a hang earlier.
+LEAST_SECONDS = 10.0
+PATIENCE = 100
+SLOWEST_HERTZ = 1e6
+
+#: Faults that say nothing against the commands and weights that are in memory.
+MEMORY_FAULTS = (FaultCode.BUS, FaultCode.PROTO, FaultCode.TIMEOUT)
+
+#: Programs that a network keeps, one for each number of columns.
+PROGRAMS_KEPT = 4
 
 
-def open(  # noqa: A001 - `sparsemac.open` reads as it should
+def open(  # noqa: A001 - as in sparsemac.open("sim:")
     uri: str = "reference:", config: CoreConfig | str | Path | None = None, **options: Any
 ) -> "Core":
-    """Opens a device and checks that it is the core that was asked for.
+    """Opens a device by its name and checks that it is the core that is asked for.
 
     Parameters
     ----------
-    uri : str       ``reference:``, ``sim:``, ``uart:PORT``: a scheme, a colon, and what it needs.
-    config :        A `CoreConfig`, or a TOML file of one; the default configuration if omitted.
-    options :       What the device takes, e.g. ``latency=40`` of ``sim:``.
+    uri : str        ``scheme:rest``: ``reference:``, ``sim:``, ``uart:/dev/ttyUSB0``, or any scheme
+                     that an installed package brings as an entry point.
+    config :         The core's configuration, or a TOML file with it.  None: the device's default.
+    options :        Passed to the device.
 
     Raises
     ------
-    ValueError          Unknown scheme; lists those there are.
-    MissingDependency   The scheme needs a package that is not installed.
-    DeviceMismatch      The core is another one.
+    ValueError           If no such scheme is installed; names those that are.
+    MissingDependency    If the device needs a package that is not installed; names the extra.
+    DeviceMismatch       If the device is another core.
     """
     if not isinstance(uri, str):
-        raise TypeError(f"uri must be a string, not {uri!r}")
+        raise TypeError(f"uri must be a string like 'reference:', not {uri!r}")
+    scheme, colon, rest = uri.partition(":")
+    known = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    if not colon or scheme not in known:
+        names = ", ".join(f"'{name}:'" for name in sorted(known))
+        extra = _EXTRAS.get(scheme)
+        hint = f"; pip install 'sparsemac[{extra}]' brings it" if extra else ""
+        raise ValueError(f"uri must begin with one of {names}, not {uri!r}{hint}")
     if isinstance(config, (str, Path)):
         config = CoreConfig.from_toml(config)
     if config is not None and not isinstance(config, CoreConfig):
-        raise TypeError(f"config must be a CoreConfig or a file, not {config!r}")
-    scheme, colon, rest = uri.partition(":")
-    found = importlib.metadata.entry_points(group=ENTRY_POINTS, name=scheme)
-    if not colon or not found:
-        schemes = sorted({e.name + ":" for e in importlib.metadata.entry_points(group=ENTRY_POINTS)})
-        raise ValueError(f"uri must begin with one of {', '.join(schemes)}, not {uri!r}")
+        raise TypeError(f"config must be a CoreConfig or the path of a TOML file, not {config!r}")
     try:
-        opener = next(iter(found)).load()
+        open_device = known[scheme].load()
     except ModuleNotFoundError as error:
-        from .errors import MissingDependency
-
+        extra = _EXTRAS.get(scheme, scheme)
         raise MissingDependency(
             f"{scheme}: needs the package {error.name!r}, which is not installed: "
-            f"pip install 'sparsemac[{_EXTRAS.get(scheme, scheme)}]'"
+            f"pip install 'sparsemac[{extra}]'"
         ) from error
-    device = opener(rest, config, **options)
-    try:
-        return Core(device)
-    except BaseException:
-        device.close()
-        raise
+    return Core(open_device(rest, config, **options))
 
 
 class Network:
-    """Layers that a `Core` has loaded; compiled for each number of columns when first needed.
+    """Layers that a core can run; made by `Core.load`.
+
+    The layers are kept, so nothing that a job needs can go away while it runs.
 
     Attributes
     ----------
     layers : tuple of LinearLayer
     """
 
-    def __init__(self, layers: tuple[LinearLayer, ...]) -> None:
-        self.layers = layers
+    def __init__(self, layers: Sequence[LinearLayer], core: "Core") -> None:
+        self.layers = tuple(layers)
+        self._core = core
         self._programs: dict[int, Program] = {}
+        self._packed: PackedCache = {}
+        self._columns_that_fit: int | None = None
 
     @property
     def inputs(self) -> int:
         """Channels of the input."""
         return self.layers[0].inputs
 
-    def program(self, columns: int, core: "Core") -> Program:
-        """Returns the program for a number of columns."""
+    @property
+    def outputs(self) -> int:
+        """Channels of the output."""
+        return self.layers[-1].outputs
+
+    def compile(self, columns: int) -> Program:
+        """Returns the program for a number of columns; compiles it the first time."""
         if columns not in self._programs:
-            device = core.device
-            self._programs[columns] = compile_network(
+            device = self._core.device
+            program = compile_network(
                 self.layers, columns, device.config, memory_base=device.memory_base,
-                memory_bytes=device.memory_bytes)
+                memory_bytes=device.memory_bytes, packed=self._packed)
+            while len(self._programs) >= PROGRAMS_KEPT:
+                del self._programs[next(iter(self._programs))]
+            self._programs[columns] = program
         return self._programs[columns]
+
+    def split(self, columns: int) -> list[int]:
+        """Cuts columns into jobs that fit the memory; compiles their programs."""
+        most = min(columns, self._columns_that_fit or columns)
+        while True:
+            try:
+                self.compile(most)
+                break
+            except TooManyColumns as error:
+                if error.columns < 1:
+                    raise
+                most = self._columns_that_fit = error.columns
+        jobs = [most] * (columns // most)
+        if columns % most:
+            jobs.append(columns % most)
+        return jobs
 
 
 class Core:
-    """One open device.
+    """An open core. Use it in a ``with`` statement, or close it.
 
-    Not for several threads at once, nor for a child process: both are refused by `DeviceBusy`.
+    It belongs to the process that opened it, and to one thread at a time: a second one gets
+    `DeviceBusy` at once.
+
+    Attributes
+    ----------
+    device : Device    What it drives.
+    timeout : float    Seconds that a job may take; None: a generous multiple of the estimate.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
-        self._map = register_map(device.config)
+        self.timeout: float | None = None
+        self._session = Session(device)
         self._lock = threading.Lock()
-        self._owner = os.getpid()
+        self._process = os.getpid()
         self._closed = False
-        self._resident: Program | None = None  # whose image is in the memory
-        check_identity(device)
-        self._recover()
+        self._resident: Program | None = None  # whose image is in memory
+        try:
+            check_identity(device)
+            self._session.recover()
+        except BaseException:
+            device.close()
+            raise
 
     @property
     def config(self) -> CoreConfig:
         """Configuration of the core."""
         return self.device.config
 
-    # -- registers ------------------------------------------------------------------------------
-
-    def _read(self, name: str) -> int:
-        return self.device.read_register(self._map[name].byte_offset)
-
-    def _write(self, name: str, value: int) -> None:
-        self.device.write_register(self._map[name].byte_offset, value)
-
-    def _flag(self, flag: str) -> bool:
-        return bool(self._read("STATUS") & self._map["STATUS"][flag].mask)
-
-    # -- the life of a core ---------------------------------------------------------------------
+    @property
+    def uri(self) -> str:
+        """How the device was opened."""
+        return self.device.uri
 
     @contextmanager
-    def _exclusive(self) -> Iterator[None]:
-        if self._closed:
-            raise DeviceClosed(f"{self.device.uri} is closed")
-        if os.getpid() != self._owner:
-            raise DeviceBusy(f"{self.device.uri} belongs to the process that opened it, {self._owner}")
+    def _in_use(self) -> Iterator[None]:
+        """The device, for one call of one thread of the process that opened it."""
+        if os.getpid() != self._process:
+            raise DeviceBusy(f"{self.uri} belongs to process {self._process}, which opened it")
         if not self._lock.acquire(blocking=False):
-            raise DeviceBusy(f"{self.device.uri} is in use by another thread")
+            raise DeviceBusy(f"{self.uri} is in use by another thread")
         try:
+            if self._closed:
+                raise DeviceClosed(f"{self.uri} is closed")
             yield
         finally:
             self._lock.release()
 
+    # -- networks -------------------------------------------------------------------------------
+
+    def load(self, network: Any, *, weight_bits: int = 8) -> Network:
+        """Takes layers, one layer, or a matrix, and returns what `run` needs.
+
+        Parameters
+        ----------
+        network : LinearLayer, a sequence of them, or a matrix
+            A matrix is anything that `sparsemac.csr.as_csr` takes; its outputs are raw int32.
+        weight_bits : int    Of a matrix: 4 or 8.
+
+        Raises
+        ------
+        UnsupportedLayer    If the core cannot run it, with the limit that stands in the way.
+        """
+        if self._closed:
+            raise DeviceClosed(f"{self.uri} is closed")
+        if isinstance(network, LinearLayer):
+            layers: Sequence[LinearLayer] = [network]
+        elif isinstance(network, Sequence) and any(isinstance(e, LinearLayer) for e in network):
+            layers = network
+        elif isinstance(network, (list, tuple)) and not network:
+            raise ValueError("network must have at least one layer, not none")
+        else:
+            layers = [LinearLayer.from_matrix(network, weight_bits=weight_bits)]
+        for layer in layers:
+            if not isinstance(layer, LinearLayer):
+                raise TypeError(f"layers must be LinearLayer, not {type(layer).__name__}")
+        loaded = Network(layers, self)
+        loaded.split(self.config.lanes)  # refuses now what could not be run later
+        return loaded
+
+    def run(self, network: Network, x: NDArray[Any]) -> Result:
+        """Runs a network.
+
+        Parameters
+        ----------
+        network : Network          From this core's `load`.
+        x : (inputs, columns)      int8, or integers in its range; it is copied, never modified.
+
+        Returns
+        -------
+        Result    Its outputs are new arrays, and exist only if every job ended without a fault.
+        """
+        if not isinstance(network, Network):
+            raise TypeError(f"network must be what load returned, not {type(network).__name__}")
+        if network._core is not self:
+            raise ValueError(f"network must be loaded by this core, {self.uri}, not by another")
+        x = _activations(x, network.inputs)
+        with self._in_use():
+            self._session.check_unchanged()
+            outputs, counters, first, jobs = [], None, 0, network.split(x.shape[1])
+            for columns in jobs:
+                program = network.compile(columns)
+                out, counted = self._run_job(network, program, x[:, first : first + columns])
+                outputs.append(out)
+                if counted is not None:
+                    counters = counted if counters is None else counters + counted
+                first += columns
+        programs = [network.compile(columns) for columns in jobs]
+        return Result(
+            outputs=np.concatenate(outputs, axis=1), counters=counters, jobs=len(jobs),
+            macs=sum(program.macs for program in programs), program=programs[0],
+            estimated_cycles=sum(program.estimated_cycles for program in programs),
+            config=self.config,
+        )
+
+    def matmul(self, matrix: Any, x: NDArray[Any], *, weight_bits: int = 8) -> NDArray[np.int32]:
+        """Returns ``matrix @ x`` as int32, computed by the core; see `load` and `run`."""
+        network = self.load(matrix, weight_bits=weight_bits)
+        return self.run(network, x).outputs.astype(np.int32, copy=False)
+
+    def _run_job(self, network: Network, program: Program, x: NDArray[np.int8]
+                 ) -> tuple[NDArray[np.generic], Counters | None]:
+        """One doorbell."""
+        device = self.device
+        if self._resident is not program:
+            self._resident = None
+            device.write_memory(program.image_address, program.image)
+            self._resident = program
+        words = program.input.to_memory(x)
+        device.write_memory(program.input.address, words.tobytes())
+        name = ", ".join(layer.name for layer in network.layers)
+        where = f"{name}, {x.shape[1]} columns"
+        timeout = self.timeout
+        if timeout is None:
+            timeout = LEAST_SECONDS + PATIENCE * program.estimated_cycles / SLOWEST_HERTZ
+        try:
+            counters = self._session.run(
+                program.image_address, program.command_count, program.areas, timeout, where)
+        except DeviceFault as fault:
+            if fault.code not in MEMORY_FAULTS:
+                self._resident = None  # the image may be damaged: it is written again next time
+            raise
+        data = device.read_memory(program.output.address, program.output.length)
+        _log.debug("%s: %s", where, counters)
+        return program.output.from_memory(data), counters
+
+    # -- the end --------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Brings the core to rest and forgets what is in its memory."""
+        with self._in_use():
+            self._resident = None
+            self._session.quiesce()
+
     def close(self) -> None:
-        """Closes the device; closing twice is harmless."""
-        if not self._closed:
+        """Closes the windows and the device; closing twice is harmless.
+
+        Raises
+        ------
+        DeviceBusy    If another thread has a job running.
+        """
+        if self._closed:
+            return
+        if os.getpid() != self._process:
+            self._closed = True  # the device stays open where it was opened
+            return
+        with self._in_use():
             self._closed = True
-            self.device.close()
+            try:
+                self._session.close_windows()
+            finally:
+                self.device.close()
 
     def __enter__(self) -> "Core":
         return self
@@ -173,179 +324,23 @@ class Core:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def reset(self) -> None:
-        """Soft reset: back to idle from any state; memory keeps its contents."""
-        with self._exclusive():
-            self._recover()
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<Core {self.uri} {self.config.engines} x {self.config.lanes}, {state}>"
 
-    def _recover(self) -> None:
-        """Soft reset, and wait until the bus owes nothing."""
-        control, status = self._map["CTRL"], self._map["STATUS"]
-        self._write("CTRL", control["soft_reset"].mask)
-        self._write("STATUS", status["done"].mask)
-        deadline = time.monotonic() + _GRACE_SECONDS
-        while (value := self._read("STATUS")) & status["draining"].mask:
-            if value & status["wedged"].mask or time.monotonic() > deadline:
-                raise DeviceTimeout(
-                    f"{self.device.uri} still waits for its bus after a soft reset (STATUS "
-                    f"{value:#x}): the memory does not answer; reset memory and core together"
-                )
 
-    # -- networks -------------------------------------------------------------------------------
-
-    def load(self, layers: Any, *, weight_bits: int = 8) -> Network:
-        """Makes layers ready to run.
-
-        ``layers`` is a `LinearLayer`, a sequence of them, or an integer matrix of any kind that
-        `as_csr` takes, which gives raw int32 sums.
-        """
-        if isinstance(layers, LinearLayer):
-            layers = (layers,)
-        elif not (isinstance(layers, Sequence) and layers
-                  and all(isinstance(layer, LinearLayer) for layer in layers)):
-            layers = (LinearLayer.from_matrix(layers, weight_bits=weight_bits),)
-        network = Network(tuple(layers))
-        network.program(self.config.lanes, self)  # refuses now what cannot run at all
-        return network
-
-    def matmul(self, matrix: Any, x: NDArray[np.int8], *, weight_bits: int = 8) -> NDArray[np.int32]:
-        """Returns ``matrix @ x`` in int32, computed on the core."""
-        return self.run(self.load(matrix, weight_bits=weight_bits), x).outputs.astype(np.int32)
-
-    def run(self, network: Network, x: NDArray[np.int8]) -> Result:
-        """Runs a network.
-
-        Parameters
-        ----------
-        network : Network
-        x : (inputs, columns) int8    Left as it is. More columns than fit the memory are split.
-
-        Raises
-        ------
-        DeviceFault     A subclass for each code; the core has been reset and can be used again.
-        DeviceTimeout
-        """
-        values = self._checked_input(network, x)
-        with self._exclusive():
-            self._check_unchanged()
-            parts = self._split(network, values.shape[1])
-            results = []
-            first = 0
-            for columns in parts:
-                program = network.program(columns, self)
-                results.append(self._job(program, values[:, first : first + columns]))
-                first += columns
-        programs = [network.program(columns, self) for columns in parts]
-        counted = [c for _, c in results if c is not None]
-        return Result(
-            outputs=np.concatenate([outputs for outputs, _ in results], axis=1),
-            counters=sum(counted[1:], counted[0]) if counted else None,
-            macs=sum(p.macs for p in programs), jobs=len(parts),
-            estimated_cycles=sum(p.estimated_cycles for p in programs), config=self.config,
-            program=programs[0],
-        )
-
-    def _checked_input(self, network: Network, x: Any) -> NDArray[np.int8]:
-        values = np.asarray(x)
-        if values.ndim != 2 or values.shape[0] != network.inputs or values.shape[1] < 1:
-            raise ValueError(
-                f"x must have shape ({network.inputs}, columns) with 1 column or more, not "
-                f"{values.shape}"
-            )
-        if values.dtype == np.int8:
-            return values
-        if values.dtype.kind not in "iu":
-            raise TypeError(f"x must hold int8 values, not {values.dtype}")
-        if values.min() < -128 or values.max() > 127:
-            raise ValueError(f"x must be -128 to 127, not {values.min()} to {values.max()}")
-        return values.astype(np.int8)
-
-    def _split(self, network: Network, columns: int) -> list[int]:
-        """Columns of each job: all at once, or halves of that until they fit the memory."""
-        size = columns
-        while True:
-            try:
-                network.program(size, self)
-                break
-            except UnsupportedLayer:
-                lanes = self.config.lanes
-                if size <= lanes:
-                    raise
-                size = max(lanes, size // 2 // lanes * lanes)
-        full, rest = divmod(columns, size)
-        return [size] * full + ([rest] if rest else [])
-
-    def _check_unchanged(self) -> None:
-        found = self._read("CONFIG_HASH")
-        if found != self.config.hash:
-            raise DeviceChanged(
-                f"CONFIG_HASH of {self.device.uri} must be {self.config.hash:#010x}, as when it was "
-                f"opened, not {found:#010x}"
-            )
-
-    # -- one job --------------------------------------------------------------------------------
-
-    def _job(
-        self, program: Program, x: NDArray[np.int8]
-    ) -> tuple[NDArray[np.generic], Counters | None]:
-        device = self.device
-        try:
-            if self._resident is not program:
-                self._resident = None
-                device.write_memory(program.image_address, program.image)
-                self._resident = program
-            device.write_memory(program.input.address, program.input.to_memory(x).tobytes())
-            self._start(program)
-            self._wait(program)
-        except BaseException:
-            # Whatever happened: nothing of this job may go on behind the caller's back.
-            self._abandon()
-            raise
-        code = self._read("ERROR")
-        if code:
-            where = [self._read(f"FAULT_{part}") for part in ("COMMAND", "ADDRESS", "DETAIL")]
-            self._abandon()
-            raise fault_error(code, where[0], where[1], where[2])
-        self._write("STATUS", self._map["STATUS"]["done"].mask)
-        output = program.output
-        data = device.read_memory(output.address, output.length)
-        return output.from_memory(data), self._counters()
-
-    def _start(self, program: Program) -> None:
-        for i in range(self.config.windows):
-            area = program.areas[i] if i < len(program.areas) else None
-            self._write(f"WINDOW{i}_PERM", 0)
-            if area is not None:
-                self._write(f"WINDOW{i}_FIRST", area.address)
-                self._write(f"WINDOW{i}_LAST", area.last_page)
-                self._write(f"WINDOW{i}_PERM", 3 if area.writable else 1)
-        self._write("COMMAND_ADDRESS", program.image_address)
-        self._write("COMMAND_COUNT", program.command_count)
-        self._write("IRQ_ENABLE", 1)
-        self._write("CTRL", self._map["CTRL"]["start"].mask)
-
-    def _wait(self, program: Program) -> None:
-        timeout = _GRACE_SECONDS + 10 * program.estimated_cycles / _SLOWEST_CLOCK
-        try:
-            self.device.wait_interrupt(timeout)
-        except DeviceTimeout as error:
-            names = ", ".join(layer.name for layer in program.layers)
-            raise DeviceTimeout(f"{error} (layers {names})") from error
-
-    def _abandon(self) -> None:
-        """Abort, drain, reset; a second failure does not hide the first."""
-        try:
-            self._write("CTRL", self._map["CTRL"]["abort"].mask)
-            self._recover()
-        except DeviceError as error:
-            self._resident = None
-            log.warning("%s could not be brought back: %s", self.device.uri, error)
-
-    def _counters(self) -> Counters | None:
-        if not self.config.counters:
-            return None
-        values = {}
-        for name, _ in COUNTERS:
-            low = self._read(f"{name}_LO")
-            values[name] = low | self._read(f"{name}_HI") << 32
-        return Counters.from_registers(values)
+def _activations(x: Any, inputs: int) -> NDArray[np.int8]:
+    """Checks an activation matrix; returns it as int8, itself if it is that already."""
+    if not isinstance(x, np.ndarray):
+        raise TypeError(f"x must be an array of int8, not {type(x).__name__}")
+    if x.ndim != 2 or x.shape[0] != inputs:
+        raise ValueError(f"x must have shape ({inputs}, columns), not {x.shape}")
+    if x.shape[1] < 1:
+        raise ValueError("x must have at least one column, not 0")
+    if x.dtype == np.int8:
+        return x
+    if x.dtype.kind not in "iu":
+        raise TypeError(f"x must hold int8 values, not {x.dtype}: quantize them first")
+    if x.size and (x.min() < -128 or x.max() > 127):
+        raise ValueError(f"x must hold values of -128 to 127, not {x.min()} to {x.max()}")
+    return x.astype(np.int8)

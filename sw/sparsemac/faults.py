@@ -28,7 +28,7 @@ __all__ = [
 class CommandFault(DeviceFault):
     """A command was malformed: opcode, magic, checksum, reserved bits, or a wait never met."""
 
-    remedy = "the command list was changed in memory after it was written; run the job again"
+    remedy = "the command list was changed in memory; run again, which writes it again"
 
 
 class AlignmentFault(DeviceFault):
@@ -82,13 +82,13 @@ class WatchdogFault(DeviceFault, TimeoutError):
 class StreamFault(DeviceFault):
     """A weight stream ended early or late; the detail is the engine."""
 
-    remedy = "the weights were changed in memory; load the network again"
+    remedy = "the weights were changed in memory; run again, which writes them again"
 
 
 class OffsetFault(DeviceFault):
     """An entry's offset is beyond the limit of the command; the detail is the engine."""
 
-    remedy = "the weights were changed in memory; load the network again"
+    remedy = "the weights were changed in memory; run again, which writes them again"
 
 
 class RowLengthFault(DeviceFault):
@@ -123,7 +123,8 @@ _CLASSES: dict[FaultCode, type[DeviceFault]] = {
 def fault_error(code: int, command: int, address: int, detail: int, where: str = "") -> DeviceError:
     """Returns the exception for a fault; ``where`` names the layer or the job."""
     if code == FaultCode.ABORTED:
-        return DeviceAborted(f"the job was aborted at command {command}" + (where and f" ({where})"))
+        job = f"the job ({where})" if where else "the job"
+        return DeviceAborted(f"{job} was aborted at command {command}")
     try:
         known = FaultCode(code)
     except ValueError:

@@ -5,7 +5,8 @@ A tensor of ``channels`` values for each of ``columns`` samples is an array of w
 ``[position][channel]``; a word holds one element per lane. Sample ``n`` is lane ``n % lanes`` of
 position ``n // lanes``. The channels of a position are padded to ``pitch`` words, a multiple of
 ``config.line_words``, so that every position begins with a beat of the bus. What stands in the
-padding is never used: no weight is stored for it, and the host drops the lanes beyond the last sample.
+padding is never used: no weight is stored for it, and the host drops the lanes beyond the last
+sample.
 """
 
 from dataclasses import dataclass

@@ -19,9 +19,25 @@ from .schedule import balance_rows, row_costs
 from .stream import PackedStreams, choose_format, entry_counts, pack
 from .tiling import Tiling, choose_tiling, estimate
 
-__all__ = ["LayerPlan", "Program", "compile_network"]
+__all__ = ["LayerPlan", "PackedCache", "Program", "TooManyColumns", "compile_network"]
 
 MAX_COMMANDS = 65535
+
+#: Streams that were packed before, by layer, block and tiling.
+PackedCache = dict[tuple[int, ...], PackedStreams]
+
+
+class TooManyColumns(UnsupportedLayer):
+    """A network that would fit the core and its memory with fewer columns at a time.
+
+    Attributes
+    ----------
+    columns : int    Columns that are worth trying; 0 if even one position is too many.
+    """
+
+    def __init__(self, text: str, columns: int) -> None:
+        self.columns = columns
+        super().__init__(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +97,7 @@ class _Builder:
     # For each part of the buffer in use: how many EXECs must be complete before it is free.
     busy_until: list[tuple[int, int, int]] = field(default_factory=list)
     packed: list[PackedStreams] = field(default_factory=list)
-    cache: dict[tuple[int, ...], PackedStreams] = field(default_factory=dict)
+    cache: PackedCache = field(default_factory=dict)
 
     def put_weights(self, streams: PackedStreams) -> int:
         """Keeps streams; returns their offset from the first weight."""
@@ -139,7 +155,9 @@ class _LayerCompiler:
         return LayerPlan(self.layer.name, self.fmt, self.tiling, macs, self.estimated)
 
     def _pack(self, rows: slice, columns: slice) -> _Piece:
-        key = (self.index, rows.start, rows.stop, columns.start, columns.stop)
+        tiling = self.tiling
+        key = (self.index, rows.start, rows.stop, columns.start, columns.stop, tiling.columns,
+               tiling.rows_per_engine)
         if key not in self.build.cache:
             self.build.cache[key] = self._pack_block(rows, columns)
         streams = self.build.cache[key]
@@ -196,7 +214,7 @@ class _LayerCompiler:
         return slot * (self.config.act_depth // tiling.regions)
 
     def _load(self, columns: slice, first: int, positions: int) -> tuple[int, int, int]:
-        """Loads channels of some positions; returns (word, words per position, loads to wait for)."""
+        """Loads channels of some positions; returns (word, words per position, loads)."""
         config, source, build = self.config, self.source, self.build
         width = round_up(max(columns.stop - columns.start, 1), config.line_words)
         destination = self._region(width)
@@ -236,15 +254,18 @@ def compile_network(
     *,
     memory_base: int = 0,
     memory_bytes: int = 64 << 20,
+    packed: PackedCache | None = None,
 ) -> Program:
     """Compiles layers for a number of columns.
 
     The memory is laid out as: commands and weights, input (both read-only for the core), tensors
-    between layers, output.
+    between layers, output. ``packed`` is kept by a caller who compiles the same layers for other
+    numbers of columns: their streams are then packed once.
 
     Raises
     ------
-    UnsupportedLayer    If a layer cannot be tiled, a row could overflow, or the memory is too small.
+    UnsupportedLayer    If a layer cannot be tiled or a row could overflow.
+    TooManyColumns      If the memory is too small, or a command list too short, for the columns.
     """
     if not layers:
         raise ValueError("layers must not be empty")
@@ -255,26 +276,19 @@ def compile_network(
                 f"{after.inputs}"
             )
         if before.mode == OutputMode.RAW:
-            raise UnsupportedLayer(f"{before.name} must have int8 outputs, as {after.name} follows it")
+            raise UnsupportedLayer(
+                f"{before.name} must have int8 outputs, as {after.name} follows it"
+            )
     channels = [layers[0].inputs, *(layer.outputs for layer in layers)]
     # Addresses depend on the number of commands, which the first pass tells; packing is kept.
-    cache: dict[tuple[int, ...], PackedStreams] = {}
+    cache: PackedCache = {} if packed is None else packed
     build, tensors, plans = _emit(layers, channels, columns, config, memory_base, (0, 0), cache)
     command_bytes = round_up(len(build.commands) * COMMAND_BYTES, WINDOW_GRANULE_BYTES)
     image_bytes = round_up(command_bytes + len(build.weights), WINDOW_GRANULE_BYTES)
     sizes = command_bytes, image_bytes
     build, tensors, plans = _emit(layers, channels, columns, config, memory_base, sizes, cache)
-    if len(build.commands) > MAX_COMMANDS:
-        raise UnsupportedLayer(
-            f"a network must take at most {MAX_COMMANDS} commands, not {len(build.commands)}: run "
-            f"fewer than {columns} columns at a time"
-        )
     end = tensors[-1].address + round_up(max(tensors[-1].length, 1), WINDOW_GRANULE_BYTES)
-    if end > memory_base + memory_bytes:
-        raise UnsupportedLayer(
-            f"the network needs {end - memory_base} bytes of memory for {columns} columns, and there "
-            f"are {memory_bytes}: run fewer columns at a time, or open the device with more memory"
-        )
+    _check_size(len(build.commands), tensors, end - memory_base, image_bytes, memory_bytes)
     image = bytearray(encode_list(build.commands))
     image += bytes(command_bytes - len(image)) + build.weights
     first_written = tensors[1].address
@@ -292,6 +306,26 @@ def compile_network(
     )
 
 
+def _check_size(commands: int, tensors: Sequence[Tensor], needed: int, image_bytes: int,
+                memory_bytes: int) -> None:
+    """Refuses a program that is too long or too large, and estimates what would not be."""
+    columns, lanes = tensors[0].columns, tensors[0].lanes
+    if commands > MAX_COMMANDS:
+        raise TooManyColumns(
+            f"a network must take at most {MAX_COMMANDS} commands, not {commands} as for {columns} "
+            f"columns: run fewer columns at a time",
+            columns // 2 // lanes * lanes,
+        )
+    if needed > memory_bytes:
+        room = memory_bytes - image_bytes - len(tensors) * WINDOW_GRANULE_BYTES
+        positions = max(room, 0) // sum(tensor.position_bytes for tensor in tensors)
+        raise TooManyColumns(
+            f"the network needs {needed} bytes of memory for {columns} columns, and there are "
+            f"{memory_bytes}: run fewer columns at a time, or open the device with more memory",
+            min(positions * lanes, (columns - 1) // lanes * lanes),
+        )
+
+
 def _emit(
     layers: Sequence[LinearLayer],
     channels: Sequence[int],
@@ -299,7 +333,7 @@ def _emit(
     config: CoreConfig,
     memory_base: int,
     sizes: tuple[int, int],
-    cache: dict[tuple[int, ...], PackedStreams],
+    cache: PackedCache,
 ) -> tuple[_Builder, list[Tensor], list[LayerPlan]]:
     """Lays tensors out behind an image of ``sizes`` (commands, all) and compiles every layer."""
     command_bytes, image_bytes = sizes

@@ -3,6 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +12,15 @@ from .config import CoreConfig
 from .program import Program
 from .registers import COUNTERS
 
+if TYPE_CHECKING:
+    from .program import Program
+
 __all__ = ["Counters", "Result"]
 
 #: Counters of engine cycles in which nothing was issued.
-_LOST = ("stall_command", "stall_activations", "stall_weights", "stall_store", "stall_short", "idle")
+_LOST = (
+    "stall_command", "stall_activations", "stall_weights", "stall_store", "stall_short", "idle",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +65,7 @@ class Result:
     macs : int                       Useful multiply-accumulates: nonzeros times samples.
     jobs : int                       Doorbells that it took; more than 1 if the samples were split.
     estimated_cycles : int           What the compiler expected.
+    program : Program                What ran, for a job of as many samples as one job took.
     config : CoreConfig              The core.
     """
 
@@ -67,6 +74,7 @@ class Result:
     macs: int
     jobs: int
     estimated_cycles: int
+    program: "Program"
     config: CoreConfig
     program: Program
 

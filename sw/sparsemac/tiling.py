@@ -60,7 +60,7 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, raw:
     """
     lengths = csr.row_lengths
     columns = [c.stop - c.start for c in tiling.column_tiles(csr.shape[1])]
-    costs = row_costs(ceil_div(lengths, len(columns)), config.lanes)
+    costs = row_costs(-(-lengths // len(columns)), config.lanes)
     ideal = int(costs.sum())
     busiest = max((int(costs[r].sum()) for r in balance_rows(costs, config.engines)), default=0)
     if len(columns) == 1 and tiling.rows >= csr.shape[0]:
@@ -109,10 +109,10 @@ def choose_tiling(
     if not candidates:
         longest = int(csr.row_lengths.max(initial=0))
         raise UnsupportedLayer(
-            f"{name} cannot be tiled: {csr.shape[1]} columns and rows of up to {longest} entries need "
-            f"an activation buffer of {round_up(csr.shape[1], config.line_words)} words (act_depth is "
-            f"{config.act_depth}) or partial sums (psum_depth is {config.psum_depth}, and must be at "
-            f"least {config.lanes})"
+            f"{name} cannot be tiled: {csr.shape[1]} columns and rows of up to {longest} entries "
+            f"need an activation buffer of {round_up(csr.shape[1], config.line_words)} words "
+            f"(act_depth is {config.act_depth}) or partial sums (psum_depth is "
+            f"{config.psum_depth}, and must be at least {config.lanes})"
         )
     return min(candidates, key=lambda t: estimate(t, csr, config, entry_bits, raw))
 
