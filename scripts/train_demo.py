@@ -28,6 +28,8 @@ HIDDEN = (512, 512)
 PIXEL_MAX = 16.0
 EPOCHS = {"dense": 40, "prune": 80, "int4": 60}
 INT4_MAX = 7
+#: Share of the weights that a layer keeps, relative to the second: the small outer ones matter more.
+SHARES = (2.5, 1.0, 2.0)
 
 
 def augmented(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -76,9 +78,9 @@ class Pruned(nn.Module):
         return x
 
     def prune(self, density: float) -> None:
-        """Keeps the largest weights of each layer; the small last layer keeps twice the share."""
-        for i, layer in enumerate(self.layers):
-            share = min(1.0, density * (2 if i == len(self.layers) - 1 else 1))
+        """Keeps the largest weights of each layer; `SHARES` says how much of which."""
+        for i, (layer, factor) in enumerate(zip(self.layers, SHARES, strict=True)):
+            share = min(1.0, density * factor)
             magnitude = layer.weight.detach().abs() * self.masks[i]
             keep = max(1, round(share * magnitude.numel()))
             threshold = magnitude.flatten().kthvalue(magnitude.numel() - keep + 1).values
@@ -116,7 +118,7 @@ def train(x: torch.Tensor, y: torch.Tensor, density: float, seed: int) -> Pruned
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--density", type=float, default=0.098, help="share of weights kept")
+    parser.add_argument("--density", type=float, default=0.083, help="share of weights that the second layer keeps")
     parser.add_argument(
         "-o", "--output", type=Path,
         default=Path(__file__).parent.parent / "sw" / "sparsemac_cli" / "data",
@@ -149,7 +151,8 @@ def main() -> None:
     nonzeros = sum(layer.weights.nnz for layer in layers)
     log.info("density %.4f", nonzeros / sum(w.size for w in weights))
     args.output.mkdir(parents=True, exist_ok=True)
-    save_network(args.output / "digits.npz", layers, {"accuracy_float": float_accuracy})
+    extras = {"accuracy_float": float_accuracy, "pixel_max": PIXEL_MAX}
+    save_network(args.output / "digits.npz", layers, extras)
     np.savez_compressed(args.output / "digits_test.npz", images=x_test, labels=y_test)
     for path in sorted(args.output.glob("*.npz")):
         log.info("%s: %d bytes", path.name, path.stat().st_size)
