@@ -117,6 +117,7 @@ class Tensor:
     def from_memory(self, data: bytes) -> NDArray[np.generic]:
         """Turns the bytes of the tensor into values (channels, columns)."""
         words = np.frombuffer(data, self.dtype).reshape(self.positions, self.pitch, self.lanes)
-        values = words[:, : self.channels].transpose(1, 0, 2).reshape(self.channels, -1)
+        values = words[:, : self.channels].transpose(1, 0, 2)
+        values = values.reshape(self.channels, self.positions * self.lanes)
         native = np.dtype(np.int32 if self.raw else np.int8)
         return np.ascontiguousarray(values[:, : self.columns], dtype=native)

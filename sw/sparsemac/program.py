@@ -309,20 +309,24 @@ def compile_network(
 def _check_size(commands: int, tensors: Sequence[Tensor], needed: int, image_bytes: int,
                 memory_bytes: int) -> None:
     """Refuses a program that is too long or too large, and estimates what would not be."""
-    columns, lanes = tensors[0].columns, tensors[0].lanes
+    first = tensors[0]
+    # Fewer columns leave at least one position, or are none at all.
+    fewer = (first.columns - 1) // first.lanes * first.lanes
     if commands > MAX_COMMANDS:
         raise TooManyColumns(
-            f"a network must take at most {MAX_COMMANDS} commands, not {commands} as for {columns} "
-            f"columns: run fewer columns at a time",
-            columns // 2 // lanes * lanes,
+            f"a network must take at most {MAX_COMMANDS} commands, not {commands} as for "
+            f"{first.columns} columns: run fewer columns at a time",
+            min(fewer, max(first.lanes, first.columns // 2 // first.lanes * first.lanes)),
         )
     if needed > memory_bytes:
-        room = memory_bytes - image_bytes - len(tensors) * WINDOW_GRANULE_BYTES
-        positions = max(room, 0) // sum(tensor.position_bytes for tensor in tensors)
+        command_bytes = commands * COMMAND_BYTES
+        fixed = image_bytes - command_bytes + len(tensors) * WINDOW_GRANULE_BYTES
+        each = sum(t.position_bytes for t in tensors) + command_bytes // first.positions
+        positions = max(1, (memory_bytes - fixed) // max(each, 1))
         raise TooManyColumns(
-            f"the network needs {needed} bytes of memory for {columns} columns, and there are "
-            f"{memory_bytes}: run fewer columns at a time, or open the device with more memory",
-            min(positions * lanes, (columns - 1) // lanes * lanes),
+            f"the network needs {needed} bytes of memory for {first.columns} columns, and there "
+            f"are {memory_bytes}: run fewer columns at a time, or open the device with more memory",
+            min(fewer, positions * first.lanes),
         )
 
 

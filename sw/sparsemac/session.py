@@ -8,7 +8,7 @@ from .devices.base import Device
 from .errors import DeviceBusy, DeviceChanged, DeviceError, DeviceTimeout
 from .faults import fault_error
 from .layout import Area
-from .registers import COUNTERS, FaultCode, register_map
+from .registers import COUNTERS, WINDOW_GRANULE_BYTES, FaultCode, register_map
 from .result import Counters
 
 __all__ = ["Session"]
@@ -97,10 +97,7 @@ class Session:
         DeviceFault      One class for each code; see `sparsemac.faults`.
         DeviceTimeout    With STATUS and the job.
         """
-        if self.read("STATUS", "busy") or self.read("STATUS", "draining"):
-            raise DeviceBusy(
-                f"{self._device.uri} is busy with another job (STATUS {self.read('STATUS'):#x})"
-            )
+        self._check_idle()
         try:
             self._open_windows(areas)
             self.write("COMMAND_ADDRESS", address)
@@ -121,6 +118,19 @@ class Session:
         self.strobe("STATUS", "done")
         return self.read_counters()
 
+    def _check_idle(self) -> None:
+        status = self.read("STATUS")
+        if status & self._map["STATUS"]["wedged"].mask:
+            raise self._no_answer(status)
+        if status & (self._map["STATUS"]["busy"].mask | self._map["STATUS"]["draining"].mask):
+            raise DeviceBusy(f"{self._device.uri} is busy with another job (STATUS {status:#x})")
+
+    def _no_answer(self, status: int) -> DeviceError:
+        return DeviceError(
+            f"the bus of {self._device.uri} does not answer (STATUS {status:#x}): it needs a reset "
+            f"together with the core"
+        )
+
     def _wait(self, timeout: float, where: str) -> None:
         try:
             self._device.wait_interrupt(timeout)
@@ -135,13 +145,14 @@ class Session:
             spans = [(min(s[0] for s in spans), max(s[1] for s in spans), True)]
         for i in range(windows):
             perm = self._map[f"WINDOW{i}_PERM"]
-            if i >= len(spans):
-                self.write(perm.name, 0)
-                continue
-            first, last, writable = spans[i]
+            # A window that ends before it begins covers nothing: what hits it is outside (WINDOW).
+            first, last, bits = WINDOW_GRANULE_BYTES, 0, 0
+            if i < len(spans):
+                first, last, writable = spans[i]
+                bits = perm["read"].mask | (perm["write"].mask if writable else 0)
             self.write(f"WINDOW{i}_FIRST", first)
             self.write(f"WINDOW{i}_LAST", last)
-            self.write(perm.name, perm["read"].mask | (perm["write"].mask if writable else 0))
+            self.write(perm.name, bits)
 
     def close_windows(self) -> None:
         """Closes all windows: the core reaches no memory until the next job."""
@@ -168,12 +179,9 @@ class Session:
         for _ in range(DRAIN_POLLS):
             if not self.read("STATUS", "draining"):
                 break
-        if self.read("STATUS", "wedged") or self.read("STATUS", "draining"):
-            raise DeviceError(
-                f"the bus of {self._device.uri} does not answer (STATUS {self.read('STATUS'):#x}): "
-                f"it needs a reset together with the core"
-            )
         self.close_windows()
+        if self.read("STATUS", "wedged") or self.read("STATUS", "draining"):
+            raise self._no_answer(self.read("STATUS"))
 
     def _stop_quietly(self) -> None:
         """Quiesces on the way out of another exception, which must not be replaced."""
