@@ -168,6 +168,7 @@ def run_plan(
         if name not in BENCHES:
             raise ValueError(f"bench must be one of {', '.join(BENCHES)}, not {name!r}")
     model = build_model(plan.config, waves=waves)
+    folder = folder.resolve()  # the simulator runs in another folder
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
@@ -289,7 +290,7 @@ def _simulate(
                 test_module=[f"sparsemac_sim.benches.bench_{name}" for name in benches],
                 hdl_toplevel=_TOP, hdl_toplevel_lang="verilog", build_dir=model, test_dir=folder,
                 seed=plan.seed, waves=waves, log_file=log, results_xml=str(folder / "results.xml"),
-                extra_env={PLAN_VARIABLE: str(folder.resolve()), "COCOTB_LOG_LEVEL": "INFO"})
+                extra_env={PLAN_VARIABLE: str(folder), "COCOTB_LOG_LEVEL": "INFO"})
         except (RuntimeError, SystemExit) as error:
             raise DeviceError(
                 f"the simulation of seed {plan.seed} ended early ({error}):\n{_tail(log)}"
@@ -307,7 +308,7 @@ def _results(plan: Plan, folder: Path, waves: bool) -> list[CosimResult]:
 
     from .benches.scoreboard import RESULTS_FILE
 
-    path, dump = folder / RESULTS_FILE, folder / "dump.vcd"
+    path, dump, log = folder / RESULTS_FILE, folder / "dump.vcd", folder / "simulation.log"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     results = []
     for line in lines:
@@ -315,10 +316,15 @@ def _results(plan: Plan, folder: Path, waves: bool) -> list[CosimResult]:
         values["problems"] = tuple(values["problems"])
         results.append(CosimResult(
             seed=plan.seed, config=plan.config, waves=dump if waves else None, **values))
-    _, failed = get_results(folder / "results.xml")
+    try:
+        _, failed = get_results(folder / "results.xml")
+    except RuntimeError as error:
+        raise DeviceError(
+            f"the simulation of seed {plan.seed} left no results ({error}):\n{_tail(log)}"
+        ) from error
     if failed and all(result.passed for result in results):
         raise DeviceError(
-            f"a bench broke down with seed {plan.seed}:\n{_tail(folder / 'simulation.log')}")
+            f"a bench broke down with seed {plan.seed}:\n{_tail(log)}")
     return results
 
 

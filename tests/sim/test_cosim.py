@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,9 +73,10 @@ def test_inputs_that_the_golden_model_has_not_seen_fail_the_bench(model, plan, t
     assert results[0].mismatches > 0
 
 
-def test_environment_of_the_process_is_left_as_it_was(model, plan, tmp_path):
+def test_environment_of_the_process_is_left_as_it_was(model, plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     before = dict(os.environ)
-    cosim.run_plan(replace(plan, jobs=()), tmp_path / "run", benches=["axi_lite"])
+    cosim.run_plan(replace(plan, jobs=()), Path("run"), benches=["axi_lite"])
     assert dict(os.environ) == before
 
 
