@@ -16,15 +16,25 @@ from .layout import Area, Tensor, round_up
 from .numerics import check_no_overflow
 from .registers import WINDOW_GRANULE_BYTES
 from .schedule import balance_rows, row_costs
-from .stream import PackedStreams, choose_format, entry_counts, pack
-from .tiling import Tiling, choose_tiling, estimate
+from .stream import (
+    BIAS_BITS,
+    HEADER_BITS,
+    SCALE_BITS,
+    PackedStreams,
+    choose_format,
+    entry_counts,
+    pack,
+)
+from .tiling import Step, Tiling, choose_tiling, steps
 
 __all__ = ["LayerPlan", "PackedCache", "Program", "TooManyColumns", "compile_network"]
 
 MAX_COMMANDS = 65535
 
 #: Streams that were packed before, by layer, block and tiling.
-PackedCache = dict[tuple[int, ...], PackedStreams]
+PackedCache = dict[tuple[int, ...], list[PackedStreams]]
+
+MAX_LINE_BEATS = 65535
 
 
 class TooManyColumns(UnsupportedLayer):
@@ -121,13 +131,41 @@ class _Builder:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """The streams of one block of a layer."""
+    """The streams of one block of a layer: some rows, some columns."""
 
-    rows: slice
+    first_row: int
     columns: slice
     offset: int
-    beats: int
-    fmt: StreamFormat
+    streams: PackedStreams
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """Channels of some positions in the activation buffer."""
+
+    destination: int
+    pitch: int
+    loads: int  # of the list, up to this one
+
+
+def _select(csr: Csr, rows: NDArray[np.int64]) -> Csr:
+    """Returns some rows of a matrix."""
+    lengths = csr.row_lengths[rows]
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    entries = np.arange(indptr[-1]) + np.repeat(csr.indptr[:-1][rows] - indptr[:-1], lengths)
+    return Csr((len(rows), csr.shape[1]), indptr, csr.indices[entries], csr.data[entries])
+
+
+def _alternate(rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Orders rows that come longest first as longest, shortest, second longest, and so on.
+
+    Short rows bring many results and headers for few products: spread out, their stores and their
+    headers hide behind the long ones.
+    """
+    result = np.empty_like(rows)
+    result[0::2] = rows[: (len(rows) + 1) // 2]
+    result[1::2] = rows[::-1][: len(rows) // 2]
+    return result
 
 
 class _LayerCompiler:
@@ -139,112 +177,119 @@ class _LayerCompiler:
         self.source, self.target = source, target
         self.source_ready = build.execs  # all layers before this one
         self.turn = 0
-        self.raw = layer.mode == OutputMode.RAW
+        raw = layer.mode == OutputMode.RAW
         check_no_overflow(layer.weights, layer.bias, self.config.acc_width)
         self.fmt = choose_format(layer.weights, layer.weight_bits)
         self.entries = entry_counts(layer.weights, layer.weight_bits)
-        cleaned = layer.weights.without_zeros()
-        self.tiling = choose_tiling(
-            cleaned, self.config, source.positions, entry_bits=self.fmt.entry_bits, raw=self.raw,
-            name=layer.name)
-        self.estimated = estimate(self.tiling, cleaned, self.config, self.fmt.entry_bits, self.raw)
+        row_bits = HEADER_BITS + BIAS_BITS * (layer.bias is not None) + SCALE_BITS * (not raw)
+        self.tiling, self.estimated = choose_tiling(
+            layer.weights.without_zeros(), self.config, source.positions,
+            entry_bits=self.fmt.entry_bits, row_bits=row_bits, raw=raw, name=layer.name)
+        self.columns = self.tiling.column_tiles(layer.inputs)
 
     def plan(self) -> LayerPlan:
         """Returns what was decided."""
         macs = int(self.entries.sum()) * self.source.columns
         return LayerPlan(self.layer.name, self.fmt, self.tiling, macs, self.estimated)
 
-    def _pack(self, rows: slice, columns: slice) -> _Piece:
-        tiling = self.tiling
-        key = (self.index, rows.start, rows.stop, columns.start, columns.stop, tiling.columns,
-               tiling.rows_per_engine)
+    def _pack_rows(self, r: int) -> list[_Piece]:
+        """Streams of one row tile, one for each column tile."""
+        tiling, layer = self.tiling, self.layer
+        rows = tiling.row_tiles[r].rows
+        key = self.index, r, len(rows), int(rows.sum()), tiling.columns, tiling.rows_per_engine
         if key not in self.build.cache:
-            self.build.cache[key] = self._pack_block(rows, columns)
-        streams = self.build.cache[key]
-        return _Piece(rows, columns, self.build.put_weights(streams), streams.beats, streams.fmt)
+            selected = _select(layer.weights, rows)
+            blocks = [selected.take(slice(None), c) for c in self.columns]
+            assigned = self._assign(blocks)
+            self.build.cache[key] = [
+                self._pack_block(block, rows, assigned, c) for c, block in enumerate(blocks)
+            ]
+        first_row = int(rows[0]) if len(rows) else 0
+        return [
+            _Piece(first_row, columns, self.build.put_weights(streams), streams)
+            for columns, streams in zip(self.columns, self.build.cache[key], strict=True)
+        ]
 
-    def _pack_block(self, rows: slice, columns: slice) -> PackedStreams:
-        layer, config = self.layer, self.config
-        block: Csr = layer.weights.take(rows, columns)
-
-        def part(vector: NDArray | None) -> NDArray | None:
-            return None if vector is None else vector[rows]
-
-        return pack(
-            block, self._assign(rows), choose_format(block, layer.weight_bits),
-            engines=config.engines, bus_bytes=config.bus_bytes, bias=part(layer.bias),
-            multiplier=part(layer.multiplier), shift=part(layer.shift))
-
-    def _assign(self, rows: slice) -> list[NDArray[np.int64]]:
+    def _assign(self, blocks: list[Csr]) -> list[NDArray[np.int64]]:
         """Rows of each engine; the same for all column tiles, as partial sums stay in an engine."""
+        costs = np.zeros(blocks[0].shape[0], np.int64)
+        for block in blocks:
+            costs += row_costs(entry_counts(block, self.layer.weight_bits), self.config.lanes)
+        assigned = balance_rows(costs, self.config.engines, self.tiling.rows_per_engine)
+        return [_alternate(rows) for rows in assigned]
+
+    def _pack_block(self, block: Csr, rows: NDArray[np.int64],
+                    assigned: list[NDArray[np.int64]], c: int) -> PackedStreams:
+        """Packs one block: the bias goes with the first column tile, the scale with the last."""
         layer, config = self.layer, self.config
-        columns = self.tiling.column_tiles(layer.weights.shape[1])
-        costs = sum(
-            row_costs(entry_counts(layer.weights.take(rows, c), layer.weight_bits), config.lanes)
-            for c in columns
-        )
-        return balance_rows(np.asarray(costs), config.engines, self.tiling.rows_per_engine)
+
+        def part(vector: NDArray | None, wanted: bool) -> NDArray | None:
+            return vector[rows] if wanted and vector is not None else None
+
+        is_last = c == len(self.columns) - 1
+        return pack(
+            block, assigned, choose_format(block, layer.weight_bits), engines=config.engines,
+            bus_bytes=config.bus_bytes, out_offsets=rows - rows[0] if len(rows) else rows,
+            bias=part(layer.bias, c == 0), multiplier=part(layer.multiplier, is_last),
+            shift=part(layer.shift, is_last))
 
     def compile(self, weights_address: int) -> None:
         """Emits the commands of the layer."""
-        tiling, shape = self.tiling, self.layer.weights.shape
-        blocks = [
-            [self._pack(rows, columns) for columns in tiling.column_tiles(shape[1])]
-            for rows in tiling.row_tiles(shape[0])
-        ]
-        first = 0
-        for positions in tiling.positions:
-            loaded = None
-            for pieces in blocks:
-                for c, piece in enumerate(pieces):
-                    # With all channels in the buffer, one LOAD serves every row tile.
-                    if loaded is None or len(pieces) > 1:
-                        loaded = self._load(piece.columns, first, positions)
-                    self._exec(piece, loaded, first, positions, weights_address,
-                               psum_in=c > 0, psum_out=c < len(pieces) - 1)
-            first += positions
+        tiling = self.tiling
+        pieces = [self._pack_rows(r) for r in range(len(tiling.row_tiles))]
+        starts = np.cumsum((0, *tiling.positions))
+        loaded = _Loaded(0, 0, 0)
+        for step in steps(tiling, len(self.columns)):
+            piece = pieces[step.row_tile][step.column_tile]
+            start = int(starts[step.tile])
+            if step.loads:
+                loaded = self._load(piece.columns, start, tiling.positions[step.tile])
+            self._exec(piece, loaded, step, start + step.first, weights_address)
 
-    def _region(self, width: int) -> int:
+    def _region(self, pitch: int) -> int:
         """First word of the part of the buffer whose turn it is."""
         tiling = self.tiling
         slot = self.turn % tiling.regions
         self.turn += 1
         if tiling.resident:
-            return sum(tiling.positions[:slot]) * width
-        return slot * (self.config.act_depth // tiling.regions)
+            return sum(tiling.positions[:slot]) * pitch
+        words = self.config.act_depth // tiling.regions
+        return slot * (words // self.config.line_words * self.config.line_words)
 
-    def _load(self, columns: slice, first: int, positions: int) -> tuple[int, int, int]:
-        """Loads channels of some positions; returns (word, words per position, loads)."""
+    def _load(self, columns: slice, first: int, positions: int) -> _Loaded:
+        """Loads channels of some positions."""
         config, source, build = self.config, self.source, self.build
-        width = round_up(max(columns.stop - columns.start, 1), config.line_words)
-        destination = self._region(width)
-        beats = width * config.lanes // config.bus_bytes
-        whole = columns.start == 0 and width == source.pitch
+        pitch = round_up(max(columns.stop - columns.start, 1), config.line_words)
+        destination = self._region(pitch)
+        beats = pitch * config.lanes // config.bus_bytes
+        # Whole positions lie one behind the other: one long line.
+        whole = pitch == source.pitch and beats * positions <= MAX_LINE_BEATS
         lines, line_beats = (1, beats * positions) if whole else (positions, beats)
-        if line_beats > 0xFFFF:
-            lines, line_beats = positions, beats
-        last = destination + width * positions
-        wait = max(self.source_ready, build.free_after(destination, last))
+        last = destination + pitch * positions
         build.commands.append(Load(
             address=source.word_address(first, columns.start), destination=destination,
-            line_beats=line_beats, lines=lines, stride=source.position_bytes, wait=wait))
+            line_beats=line_beats, lines=lines, stride=source.position_bytes,
+            wait=max(self.source_ready, build.free_after(destination, last))))
         build.loads += 1
-        return destination, width, build.loads
+        return _Loaded(destination, pitch, build.loads)
 
-    def _exec(self, piece: _Piece, loaded: tuple[int, int, int], first: int, positions: int,
-              weights_address: int, *, psum_in: bool, psum_out: bool) -> None:
+    def _exec(self, piece: _Piece, loaded: _Loaded, step: Step, position: int,
+              weights_address: int) -> None:
         build, layer, target = self.build, self.layer, self.target
-        destination, width, loads = loaded
+        c, is_last = step.column_tile, step.column_tile == len(self.columns) - 1
+        base = loaded.destination + step.first * loaded.pitch
+        # Partial sums are not stored; the tensor's own address suits words of any size.
+        output = target.word_address(position, piece.first_row) if is_last else target.address
         build.commands.append(Exec(
-            weights=weights_address + piece.offset, beats=piece.beats,
-            output=target.word_address(first, piece.rows.start), base=destination,
-            limit=max(piece.columns.stop - piece.columns.start, 1), positions=positions,
-            width=positions, step=width, wrap_step=0, out_step=target.pitch, out_wrap_step=0,
-            format=piece.fmt, has_bias=layer.bias is not None, mode=layer.mode, psum_in=psum_in,
-            psum_out=psum_out, zero_point=layer.zero_point, low=layer.low, high=layer.high,
-            wait=loads))
+            weights=weights_address + piece.offset, beats=piece.streams.beats, output=output,
+            base=base, limit=max(piece.columns.stop - piece.columns.start, 1),
+            positions=step.positions, width=step.positions, step=loaded.pitch, wrap_step=0,
+            out_step=target.pitch, out_wrap_step=0, format=piece.streams.fmt,
+            has_bias=layer.bias is not None and c == 0,
+            mode=layer.mode if is_last else OutputMode.RAW, psum_in=c > 0, psum_out=not is_last,
+            zero_point=layer.zero_point, low=layer.low, high=layer.high, wait=loaded.loads))
         build.execs += 1
-        build.occupy(destination, destination + width * positions, build.execs)
+        build.occupy(base, base + loaded.pitch * step.positions, build.execs)
 
 
 def compile_network(

@@ -1,92 +1,216 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a layer is cut so that each piece fits the core, and what that costs."""
+"""How a layer is cut so that each piece fits the core, and what that costs.
+
+Three cuts are possible. Position tiles share the activation buffer, in as many regions as are
+filled in turn; weights cross the bus once for each of them. Row tiles keep output offsets and
+partial sums in range; rows too long for the entry buffer get tiles of their own, which run position
+by position. Column tiles serve inputs wider than the buffer: sums wait on chip as partial sums.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .config import CoreConfig
 from .csr import Csr
 from .errors import UnsupportedLayer
 from .layout import ceil_div, round_up
-from .schedule import balance_rows, row_costs
-from .stream import MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
+from .schedule import row_costs
+from .stream import HEADER_BITS, MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
 
-__all__ = ["Tiling", "choose_tiling", "estimate"]
+__all__ = ["RowTile", "Step", "Tiling", "choose_tiling", "estimate", "steps"]
 
-#: Cycles from a command to its first result that nothing overlaps: latency of the memory, of the
-#: pipelines, of the commands themselves.
-EXEC_OVERHEAD_CYCLES = 60
-ROW_HEADER_WORDS = 4
+#: Cycles of a LOAD and of an EXEC that nothing overlaps: memory latency, pipelines, commands.
+LOAD_OVERHEAD_CYCLES = 40
+EXEC_OVERHEAD_CYCLES = 80
+
+#: Engines do not read their streams at quite the same pace: a stream-bound EXEC takes longer.
+STREAM_SKEW = 1.15
+
+#: Numbers of regions of the activation buffer, and fractions of a tile for the first one, to try.
+REGIONS = (1, 2, 3, 4)
+FIRST_TILES = (8, 4, 2)
+
+#: Positions of a tile to try with partial sums.
+PARTIAL_POSITIONS = (1, 2, 4, 8, 16, 32)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class RowTile:
+    """Rows of one EXEC.
+
+    Attributes
+    ----------
+    rows : (n,) int64    Ascending.
+    replayed : bool      All positions of a position tile in one EXEC; else one EXEC for each.
+    """
+
+    rows: NDArray[np.int64]
+    replayed: bool
+
+
+#: A layer without outputs is one EXEC of empty streams: a job has at least one command.
+NO_ROWS = (RowTile(np.zeros(0, np.int64), True),)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Tiling:
     """Cuts of one layer.
 
     Attributes
     ----------
     positions : tuple of int    Positions of each position tile.
-    columns : int               Channels of a column tile; all of them if partial sums are not used.
-    rows : int                  Rows of a row tile.
-    regions : int               Parts of the activation buffer that are filled in turn.
-    resident : bool             All positions have a place of their own in the buffer.
+    columns : int               Channels of a column tile; all of them without partial sums.
+    row_tiles : tuple of RowTile
+    regions : int               Regions of the activation buffer, filled in turn.
+    resident : bool             Each position tile has a region of its own size to itself.
     rows_per_engine : int       Rows that one engine may get of a row tile; 0: any number.
     """
 
     positions: tuple[int, ...]
     columns: int
-    rows: int
+    row_tiles: tuple[RowTile, ...]
     regions: int
     resident: bool = False
     rows_per_engine: int = 0
 
-    def column_tiles(self, columns: int) -> Iterator[slice]:
+    def column_tiles(self, columns: int) -> list[slice]:
         """Slices of the channels."""
-        for first in range(0, max(columns, 1), self.columns):
-            yield slice(first, min(first + self.columns, columns))
+        return [slice(first, min(first + self.columns, columns))
+                for first in range(0, max(columns, 1), self.columns)]
 
-    def row_tiles(self, rows: int) -> Iterator[slice]:
-        """Slices of the rows."""
-        for first in range(0, max(rows, 1), self.rows):
-            yield slice(first, min(first + self.rows, rows))
+    def __str__(self) -> str:
+        rows = " + ".join(f"{len(t.rows)}{'' if t.replayed else ' long'}" for t in self.row_tiles)
+        return (f"positions {max(self.positions)} x {len(self.positions)}, rows {rows}, "
+                f"columns {self.columns}, {self.regions} regions")
 
 
-def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, raw: bool) -> int:
-    """Predicts the cycles of a layer: of each EXEC the compute or its traffic, whichever is more.
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One EXEC of a layer, and the LOAD before it.
 
-    A first LOAD is not hidden by anything; weights cross the bus once for each position tile.
+    Attributes
+    ----------
+    tile, row_tile, column_tile : int    Which position tile, row tile, column tile.
+    first, positions : int               Positions of the EXEC, counted in its position tile.
+    loads : bool                         The channels of its column tile are loaded first.
     """
-    lengths = csr.row_lengths
-    columns = [c.stop - c.start for c in tiling.column_tiles(csr.shape[1])]
-    costs = row_costs(-(-lengths // len(columns)), config.lanes)
-    ideal = int(costs.sum())
-    busiest = max((int(costs[r].sum()) for r in balance_rows(costs, config.engines)), default=0)
-    if len(columns) == 1 and tiling.rows >= csr.shape[0]:
-        compute_per_position = busiest
-    else:  # many tiles: each is balanced on its own
-        compute_per_position = max(ideal // config.engines, busiest)
-    weight_beats = ceil_div(
-        int(lengths.sum()) * entry_bits + 32 * ROW_HEADER_WORDS * len(lengths) * len(columns),
-        config.bus_width)
-    row_tiles = ceil_div(max(csr.shape[0], 1), tiling.rows)
-    total = 0
-    for k, positions in enumerate(tiling.positions):
-        load = ceil_div(sum(columns) * positions * config.lanes, config.bus_bytes)
-        loads = load * (row_tiles if len(columns) > 1 or tiling.regions < len(tiling.positions)
-                        and row_tiles > 1 else 1)
-        store = csr.shape[0] * positions * max(1, config.out_word_bytes(raw) // config.bus_bytes)
-        compute = compute_per_position * positions * len(columns)
-        traffic = weight_beats + (loads if k else 0)
-        execs = row_tiles * len(columns)
-        total += max(compute, traffic, store) + execs * EXEC_OVERHEAD_CYCLES
-        if k == 0:
-            total += min(load, loads)
-    return total
+
+    tile: int
+    row_tile: int
+    column_tile: int
+    first: int
+    positions: int
+    loads: bool
+
+
+def steps(tiling: Tiling, column_tiles: int) -> Iterator[Step]:
+    """Yields the EXECs of a layer in order: positions outside, then rows, then columns."""
+    for tile, positions in enumerate(tiling.positions):
+        loaded = False
+        for r, row_tile in enumerate(tiling.row_tiles):
+            size = positions if row_tile.replayed else 1
+            for first in range(0, positions, size):
+                for c in range(column_tiles):
+                    # With all channels in the buffer, one LOAD serves the whole position tile.
+                    yield Step(tile, r, c, first, size, column_tiles > 1 or not loaded)
+                    loaded = True
+
+
+def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_bits: int,
+             raw: bool) -> int:
+    """Predicts the cycles of a layer by running its LOADs and EXECs on a time line.
+
+    An EXEC takes as long as its compute, its stream (on the bus, or being unpacked at one entry or
+    header word a cycle) or its stores, whichever is longest; a LOAD waits for its region of the
+    buffer, an EXEC for its LOAD and for the EXEC before it. All reads share one bus, so the layer
+    takes at least as many cycles as it reads beats.
+
+    Parameters
+    ----------
+    tiling : Tiling
+    csr : Csr            Without explicit zeros.
+    config : CoreConfig
+    entry_bits : int     Of one entry in the stream.
+    row_bits : int       Of a row's header and parameters.
+    raw : bool           Outputs are int32.
+    """
+    columns = tiling.column_tiles(csr.shape[1])
+    cycles, beats, unpacking, words = _costs(tiling, csr, config, entry_bits, row_bits)
+    word_beats = max(1, config.out_word_bytes(raw) // config.bus_bytes)
+    free = [0] * tiling.regions
+    load_end = exec_end = read = turn = slot = 0
+    for step in steps(tiling, len(columns)):
+        if step.loads:
+            slot, turn = turn % tiling.regions, turn + 1
+            width = columns[step.column_tile].stop - columns[step.column_tile].start
+            load = ceil_div(width * tiling.positions[step.tile] * config.lanes, config.bus_bytes)
+            load_end = max(load_end, free[slot]) + load + LOAD_OVERHEAD_CYCLES
+            read += load
+        r, c = step.row_tile, step.column_tile
+        store = int(words[r]) * step.positions * word_beats if c == len(columns) - 1 else 0
+        stream = int(max(beats[r, c] * STREAM_SKEW, unpacking[r, c]))
+        took = max(int(cycles[r, c] * step.positions), stream, store) + EXEC_OVERHEAD_CYCLES
+        exec_end = free[slot] = max(exec_end, load_end) + took
+        read += int(beats[r, c])
+    return max(exec_end, read)
+
+
+def _costs(
+    tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_bits: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """(row tiles, column tiles) cycles per position, beats, cycles to unpack; and output words."""
+    tiles = len(tiling.column_tiles(csr.shape[1]))
+    keys = csr.rows_of_entries * tiles + csr.indices // tiling.columns
+    counts = np.bincount(keys, minlength=csr.shape[0] * tiles).reshape(csr.shape[0], tiles)
+    costs = row_costs(counts, config.lanes)
+    cycles = np.zeros((len(tiling.row_tiles), tiles))
+    beats, unpacking = np.zeros_like(cycles), np.zeros_like(cycles)
+    header_cycles = ceil_div(row_bits, HEADER_BITS) + 1
+    words = np.array([len(tile.rows) for tile in tiling.row_tiles], np.int64)
+    for r, tile in enumerate(tiling.row_tiles):
+        mine = costs[tile.rows]
+        # Longest first balances to within a row of the mean.
+        cycles[r] = np.maximum(mine.sum(0) / config.engines, mine.max(0, initial=0))
+        bits = counts[tile.rows].sum(0) * entry_bits + len(tile.rows) * row_bits
+        # All streams are as long as the longest: with few rows, that of the longest row.
+        uneven = np.maximum(1, cycles[r] * config.engines / np.maximum(mine.sum(0), 1))
+        beats[r] = bits * uneven / config.bus_width + config.engines
+        entries = counts[tile.rows].sum(0) + len(tile.rows) * header_cycles
+        unpacking[r] = entries * uneven / config.engines
+    return cycles, beats, unpacking, words
+
+
+def choose_tiling(
+    csr: Csr, config: CoreConfig, positions: int, *, entry_bits: int, row_bits: int = HEADER_BITS,
+    raw: bool, name: str = "layer",
+) -> tuple[Tiling, int]:
+    """Returns the tiling of fewest estimated cycles, and these.
+
+    Raises
+    ------
+    UnsupportedLayer    If none is legal, naming the limit.
+    """
+    best: tuple[Tiling, int] | None = None
+    for tiling in _candidates(csr, config, positions):
+        cycles = estimate(tiling, csr, config, entry_bits, row_bits, raw)
+        if best is None or cycles < best[1]:
+            best = tiling, cycles
+    if best is None:
+        longest = int(csr.row_lengths.max(initial=0))
+        raise UnsupportedLayer(
+            f"{name} cannot be tiled: {csr.shape[1]} columns and rows of up to {longest} entries "
+            f"need an activation buffer of {round_up(csr.shape[1], config.line_words)} words "
+            f"(act_depth is {config.act_depth}) or partial sums (psum_depth is "
+            f"{config.psum_depth}, and must be at least {config.lanes})"
+        )
+    return best
 
 
 def _position_tiles(positions: int, largest: int, first: int) -> tuple[int, ...]:
+    """Nearly equal tiles of at most ``largest``, behind a first one of ``first`` positions."""
     tiles = []
     if 0 < first < min(positions, largest):
         tiles.append(first)
@@ -96,51 +220,43 @@ def _position_tiles(positions: int, largest: int, first: int) -> tuple[int, ...]
     return tuple(tiles)
 
 
-def choose_tiling(
-    csr: Csr, config: CoreConfig, positions: int, *, entry_bits: int, raw: bool, name: str = "layer"
-) -> Tiling:
-    """Returns the tiling of fewest estimated cycles.
-
-    Raises
-    ------
-    UnsupportedLayer    If none is legal, naming the limit.
-    """
-    candidates = list(_candidates(csr, config, positions))
-    if not candidates:
-        longest = int(csr.row_lengths.max(initial=0))
-        raise UnsupportedLayer(
-            f"{name} cannot be tiled: {csr.shape[1]} columns and rows of up to {longest} entries "
-            f"need an activation buffer of {round_up(csr.shape[1], config.line_words)} words "
-            f"(act_depth is {config.act_depth}) or partial sums (psum_depth is "
-            f"{config.psum_depth}, and must be at least {config.lanes})"
-        )
-    return min(candidates, key=lambda t: estimate(t, csr, config, entry_bits, raw))
+def _spans(rows: NDArray[np.int64], most: int, replayed: bool) -> Iterator[RowTile]:
+    """Cuts ascending rows into tiles of at most ``most`` rows whose offsets are in range."""
+    first = 0
+    while first < len(rows):
+        reach = int(np.searchsorted(rows, rows[first] + MAX_OUT_OFFSET, side="right"))
+        last = min(first + most, reach)
+        yield RowTile(rows[first:last], replayed)
+        first = last
 
 
 def _candidates(csr: Csr, config: CoreConfig, positions: int) -> Iterator[Tiling]:
     rows, channels = csr.shape
+    lengths = csr.row_lengths
     pitch = round_up(max(channels, 1), config.line_words)
-    longest = int(csr.row_lengths.max(initial=0))
-    row_limit = min(max(rows, 1), MAX_OUT_OFFSET + 1)
-    if pitch <= min(config.act_depth, MAX_OFFSETS) and longest <= MAX_COUNT:
-        replay = config.depth if longest <= config.entry_depth else 1
-        for regions in (1, 2, 4):
-            largest = min(config.act_depth // regions // pitch, replay, positions)
-            for first in (0, 1, largest // 4):
-                if largest >= 1:
-                    tiles = _position_tiles(positions, largest, first)
-                    if regions == 1 and sum(tiles) * pitch <= config.act_depth:
-                        yield Tiling(tiles, max(channels, 1), row_limit, len(tiles), True)
-                    elif regions > 1 or len(tiles) == 1:
-                        yield Tiling(tiles, max(channels, 1), row_limit, regions)
-    yield from _column_candidates(csr, config, positions, row_limit)
+    if pitch <= min(config.act_depth, MAX_OFFSETS) and lengths.max(initial=0) <= MAX_COUNT:
+        is_long = lengths > config.entry_depth
+        row_tiles = (*_spans(np.flatnonzero(~is_long), max(rows, 1), True),
+                     *_spans(np.flatnonzero(is_long), max(rows, 1), False)) or NO_ROWS
+        seen = set()
+        for regions in REGIONS:
+            largest = min(config.act_depth // regions // pitch, config.depth, positions)
+            if largest < 1:
+                continue
+            for first in (0, *(largest // part for part in FIRST_TILES)):
+                tiles = _position_tiles(positions, largest, first)
+                resident = sum(tiles) * pitch <= config.act_depth
+                count = len(tiles) if resident else min(regions, len(tiles))
+                if (tiles, count) not in seen:
+                    seen.add((tiles, count))
+                    yield Tiling(tiles, max(channels, 1), row_tiles, count, resident)
+    yield from _partial_candidates(csr, config, positions)
 
 
-def _column_candidates(csr: Csr, config: CoreConfig, positions: int,
-                       row_limit: int) -> Iterator[Tiling]:
+def _partial_candidates(csr: Csr, config: CoreConfig, positions: int) -> Iterator[Tiling]:
     """Tilings over columns: rows and positions such that all partial sums are kept."""
-    channels = csr.shape[1]
-    for largest in sorted({min(positions, config.depth, p) for p in (1, 2, 4, 8, 16, 32)}):
+    rows, channels = csr.shape
+    for largest in sorted({min(positions, config.depth, p) for p in PARTIAL_POSITIONS}):
         kept = config.psum_depth // (config.lanes * largest)  # rows per engine
         room = config.act_depth // 2 // largest // config.line_words * config.line_words
         if kept < 1 or room < 1:
@@ -148,10 +264,10 @@ def _column_candidates(csr: Csr, config: CoreConfig, positions: int,
         columns = min(room, MAX_OFFSETS // 2, round_up(channels, config.line_words))
         if largest > 1:
             columns = _narrow(csr, columns, config)
-        if columns < 1 or columns >= channels and largest > 1:
+        if columns < 1 or (columns >= channels and largest > 1):
             continue
-        rows = min(row_limit, kept * config.engines)
-        yield Tiling(_position_tiles(positions, largest, 0), columns, rows, 2, False, kept)
+        row_tiles = tuple(_spans(np.arange(rows), kept * config.engines, True)) or NO_ROWS
+        yield Tiling(_position_tiles(positions, largest, 0), columns, row_tiles, 2, False, kept)
 
 
 def _narrow(csr: Csr, columns: int, config: CoreConfig) -> int:
