@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from .config import CoreConfig
 from .devices.base import Device, check_identity
+from .emitter import PackedCache
 from .errors import DeviceBusy, DeviceClosed, DeviceFault, MissingDependency
 from .layer import LinearLayer
-from .program import PackedCache, Program, TooManyColumns, compile_network
+from .program import Program, TooManyColumns, compile_network
 from .registers import FaultCode
 from .result import Counters, Result
 from .session import Session
@@ -215,7 +216,7 @@ class Core:
         elif isinstance(network, Sequence) and any(isinstance(e, LinearLayer) for e in network):
             layers = network
         elif isinstance(network, (list, tuple)) and not network:
-            raise ValueError("network must have at least one layer, not none")
+            raise ValueError("layers must have at least one layer, not none")
         else:
             layers = [LinearLayer.from_matrix(network, weight_bits=weight_bits)]
         for layer in layers:

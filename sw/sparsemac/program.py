@@ -2,39 +2,22 @@
 """The compiler: layers in, a memory image with its command list out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from .commands import COMMAND_BYTES, Exec, Load, OutputMode, StreamFormat, encode_list
+from ._checks import as_int, as_int_in
+from .commands import COMMAND_BYTES, OutputMode, encode_list
 from .config import CoreConfig
-from .csr import Csr
+from .emitter import Builder, LayerCompiler, LayerPlan, PackedCache
 from .errors import UnsupportedLayer
 from .layer import LinearLayer
 from .layout import Area, Tensor, round_up
-from .numerics import check_no_overflow
 from .registers import WINDOW_GRANULE_BYTES
-from .schedule import balance_rows, row_costs
-from .stream import (
-    BIAS_BITS,
-    HEADER_BITS,
-    SCALE_BITS,
-    PackedStreams,
-    choose_format,
-    entry_counts,
-    pack,
-)
-from .tiling import Step, Tiling, choose_tiling, steps
 
-__all__ = ["LayerPlan", "PackedCache", "Program", "TooManyColumns", "compile_network"]
+__all__ = ["Program", "TooManyColumns", "compile_network"]
 
 MAX_COMMANDS = 65535
 
-#: Streams that were packed before, by layer, block and tiling.
-PackedCache = dict[tuple[int, ...], list[PackedStreams]]
-
-MAX_LINE_BEATS = 65535
+MAX_COLUMNS = 1 << 24
 
 
 class TooManyColumns(UnsupportedLayer):
@@ -48,17 +31,6 @@ class TooManyColumns(UnsupportedLayer):
     def __init__(self, text: str, columns: int) -> None:
         self.columns = columns
         super().__init__(text)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerPlan:
-    """How one layer was compiled."""
-
-    name: str
-    fmt: StreamFormat
-    tiling: Tiling
-    macs: int
-    estimated_cycles: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,203 +67,6 @@ class Program:
     layers: tuple[LayerPlan, ...]
 
 
-@dataclass(slots=True)
-class _Builder:
-    """Collects commands and weights while layers are compiled."""
-
-    config: CoreConfig
-    commands: list[Load | Exec] = field(default_factory=list)
-    weights: bytearray = field(default_factory=bytearray)
-    loads: int = 0
-    execs: int = 0
-    # For each part of the buffer in use: how many EXECs must be complete before it is free.
-    busy_until: list[tuple[int, int, int]] = field(default_factory=list)
-    packed: list[PackedStreams] = field(default_factory=list)
-    cache: PackedCache = field(default_factory=dict)
-
-    def put_weights(self, streams: PackedStreams) -> int:
-        """Keeps streams; returns their offset from the first weight."""
-        offset = len(self.weights)
-        self.weights += streams.data
-        self.weights += bytes(-len(self.weights) % COMMAND_BYTES)
-        self.packed.append(streams)
-        return offset
-
-    def free_after(self, first: int, last: int) -> int:
-        """EXECs that must be complete before the words ``first..last - 1`` may be overwritten."""
-        return max((n for a, b, n in self.busy_until if a < last and first < b), default=0)
-
-    def occupy(self, first: int, last: int, execs: int) -> None:
-        """Notes that the words are read until ``execs`` EXECs are complete."""
-        self.busy_until = [
-            entry for entry in self.busy_until if not (first <= entry[0] and entry[1] <= last)
-        ]
-        self.busy_until.append((first, last, execs))
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """The streams of one block of a layer: some rows, some columns."""
-
-    first_row: int
-    columns: slice
-    offset: int
-    streams: PackedStreams
-
-
-@dataclass(frozen=True, slots=True)
-class _Loaded:
-    """Channels of some positions in the activation buffer."""
-
-    destination: int
-    pitch: int
-    loads: int  # of the list, up to this one
-
-
-def _select(csr: Csr, rows: NDArray[np.int64]) -> Csr:
-    """Returns some rows of a matrix."""
-    lengths = csr.row_lengths[rows]
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    entries = np.arange(indptr[-1]) + np.repeat(csr.indptr[:-1][rows] - indptr[:-1], lengths)
-    return Csr((len(rows), csr.shape[1]), indptr, csr.indices[entries], csr.data[entries])
-
-
-def _alternate(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Orders rows that come longest first as longest, shortest, second longest, and so on.
-
-    Short rows bring many results and headers for few products: spread out, their stores and their
-    headers hide behind the long ones.
-    """
-    result = np.empty_like(rows)
-    result[0::2] = rows[: (len(rows) + 1) // 2]
-    result[1::2] = rows[::-1][: len(rows) // 2]
-    return result
-
-
-class _LayerCompiler:
-    """Cuts one layer into LOADs and EXECs."""
-
-    def __init__(self, build: _Builder, index: int, layer: LinearLayer, source: Tensor,
-                 target: Tensor) -> None:
-        self.build, self.index, self.layer, self.config = build, index, layer, build.config
-        self.source, self.target = source, target
-        self.source_ready = build.execs  # all layers before this one
-        self.turn = 0
-        raw = layer.mode == OutputMode.RAW
-        check_no_overflow(layer.weights, layer.bias, self.config.acc_width)
-        self.fmt = choose_format(layer.weights, layer.weight_bits)
-        self.entries = entry_counts(layer.weights, layer.weight_bits)
-        row_bits = HEADER_BITS + BIAS_BITS * (layer.bias is not None) + SCALE_BITS * (not raw)
-        self.tiling, self.estimated = choose_tiling(
-            layer.weights.without_zeros(), self.config, source.positions,
-            entry_bits=self.fmt.entry_bits, row_bits=row_bits, raw=raw, name=layer.name)
-        self.columns = self.tiling.column_tiles(layer.inputs)
-
-    def plan(self) -> LayerPlan:
-        """Returns what was decided."""
-        macs = int(self.entries.sum()) * self.source.columns
-        return LayerPlan(self.layer.name, self.fmt, self.tiling, macs, self.estimated)
-
-    def _pack_rows(self, r: int) -> list[_Piece]:
-        """Streams of one row tile, one for each column tile."""
-        tiling, layer = self.tiling, self.layer
-        rows = tiling.row_tiles[r].rows
-        key = self.index, r, len(rows), int(rows.sum()), tiling.columns, tiling.rows_per_engine
-        if key not in self.build.cache:
-            selected = _select(layer.weights, rows)
-            blocks = [selected.take(slice(None), c) for c in self.columns]
-            assigned = self._assign(blocks)
-            self.build.cache[key] = [
-                self._pack_block(block, rows, assigned, c) for c, block in enumerate(blocks)
-            ]
-        first_row = int(rows[0]) if len(rows) else 0
-        return [
-            _Piece(first_row, columns, self.build.put_weights(streams), streams)
-            for columns, streams in zip(self.columns, self.build.cache[key], strict=True)
-        ]
-
-    def _assign(self, blocks: list[Csr]) -> list[NDArray[np.int64]]:
-        """Rows of each engine; the same for all column tiles, as partial sums stay in an engine."""
-        costs = np.zeros(blocks[0].shape[0], np.int64)
-        for block in blocks:
-            costs += row_costs(entry_counts(block, self.layer.weight_bits), self.config.lanes)
-        assigned = balance_rows(costs, self.config.engines, self.tiling.rows_per_engine)
-        return [_alternate(rows) for rows in assigned]
-
-    def _pack_block(self, block: Csr, rows: NDArray[np.int64],
-                    assigned: list[NDArray[np.int64]], c: int) -> PackedStreams:
-        """Packs one block: the bias goes with the first column tile, the scale with the last."""
-        layer, config = self.layer, self.config
-
-        def part(vector: NDArray | None, wanted: bool) -> NDArray | None:
-            return vector[rows] if wanted and vector is not None else None
-
-        is_last = c == len(self.columns) - 1
-        return pack(
-            block, assigned, choose_format(block, layer.weight_bits), engines=config.engines,
-            bus_bytes=config.bus_bytes, out_offsets=rows - rows[0] if len(rows) else rows,
-            bias=part(layer.bias, c == 0), multiplier=part(layer.multiplier, is_last),
-            shift=part(layer.shift, is_last))
-
-    def compile(self, weights_address: int) -> None:
-        """Emits the commands of the layer."""
-        tiling = self.tiling
-        pieces = [self._pack_rows(r) for r in range(len(tiling.row_tiles))]
-        starts = np.cumsum((0, *tiling.positions))
-        loaded = _Loaded(0, 0, 0)
-        for step in steps(tiling, len(self.columns)):
-            piece = pieces[step.row_tile][step.column_tile]
-            start = int(starts[step.tile])
-            if step.loads:
-                loaded = self._load(piece.columns, start, tiling.positions[step.tile])
-            self._exec(piece, loaded, step, start + step.first, weights_address)
-
-    def _region(self, pitch: int) -> int:
-        """First word of the part of the buffer whose turn it is."""
-        tiling = self.tiling
-        slot = self.turn % tiling.regions
-        self.turn += 1
-        if tiling.resident:
-            return sum(tiling.positions[:slot]) * pitch
-        words = self.config.act_depth // tiling.regions
-        return slot * (words // self.config.line_words * self.config.line_words)
-
-    def _load(self, columns: slice, first: int, positions: int) -> _Loaded:
-        """Loads channels of some positions."""
-        config, source, build = self.config, self.source, self.build
-        pitch = round_up(max(columns.stop - columns.start, 1), config.line_words)
-        destination = self._region(pitch)
-        beats = pitch * config.lanes // config.bus_bytes
-        # Whole positions lie one behind the other: one long line.
-        whole = pitch == source.pitch and beats * positions <= MAX_LINE_BEATS
-        lines, line_beats = (1, beats * positions) if whole else (positions, beats)
-        last = destination + pitch * positions
-        build.commands.append(Load(
-            address=source.word_address(first, columns.start), destination=destination,
-            line_beats=line_beats, lines=lines, stride=source.position_bytes,
-            wait=max(self.source_ready, build.free_after(destination, last))))
-        build.loads += 1
-        return _Loaded(destination, pitch, build.loads)
-
-    def _exec(self, piece: _Piece, loaded: _Loaded, step: Step, position: int,
-              weights_address: int) -> None:
-        build, layer, target = self.build, self.layer, self.target
-        c, is_last = step.column_tile, step.column_tile == len(self.columns) - 1
-        base = loaded.destination + step.first * loaded.pitch
-        # Partial sums are not stored; the tensor's own address suits words of any size.
-        output = target.word_address(position, piece.first_row) if is_last else target.address
-        build.commands.append(Exec(
-            weights=weights_address + piece.offset, beats=piece.streams.beats, output=output,
-            base=base, limit=max(piece.columns.stop - piece.columns.start, 1),
-            positions=step.positions, width=step.positions, step=loaded.pitch, wrap_step=0,
-            out_step=target.pitch, out_wrap_step=0, format=piece.streams.fmt,
-            has_bias=layer.bias is not None and c == 0,
-            mode=layer.mode if is_last else OutputMode.RAW, psum_in=c > 0, psum_out=not is_last,
-            zero_point=layer.zero_point, low=layer.low, high=layer.high, wait=loaded.loads))
-        build.execs += 1
-        build.occupy(base, base + loaded.pitch * step.positions, build.execs)
-
-
 def compile_network(
     layers: Sequence[LinearLayer],
     columns: int,
@@ -309,11 +84,17 @@ def compile_network(
 
     Raises
     ------
+    ValueError          If layers do not follow one another, or a number is out of range.
     UnsupportedLayer    If a layer cannot be tiled or a row could overflow.
     TooManyColumns      If the memory is too small, or a command list too short, for the columns.
     """
     if not layers:
-        raise ValueError("layers must not be empty")
+        raise ValueError("layers must have at least one layer, not none")
+    columns = as_int_in("columns", columns, 1, MAX_COLUMNS)
+    if as_int("memory_base", memory_base) % WINDOW_GRANULE_BYTES:
+        raise ValueError(
+            f"memory_base must be a multiple of {WINDOW_GRANULE_BYTES}, not {memory_base:#x}"
+        )
     for before, after in zip(layers, layers[1:], strict=False):
         if before.outputs != after.inputs:
             raise ValueError(
@@ -383,7 +164,7 @@ def _emit(
     memory_base: int,
     sizes: tuple[int, int],
     cache: PackedCache,
-) -> tuple[_Builder, list[Tensor], list[LayerPlan]]:
+) -> tuple[Builder, list[Tensor], list[LayerPlan]]:
     """Lays tensors out behind an image of ``sizes`` (commands, all) and compiles every layer."""
     command_bytes, image_bytes = sizes
     tensors = []
@@ -393,10 +174,10 @@ def _emit(
         tensor = Tensor.of(config, count, columns, address=address, raw=raw)
         tensors.append(tensor)
         address += round_up(max(tensor.length, 1), WINDOW_GRANULE_BYTES)
-    build = _Builder(config, cache=cache)
+    build = Builder(config, cache=cache)
     plans = []
     for i, layer in enumerate(layers):
-        compiler = _LayerCompiler(build, i, layer, tensors[i], tensors[i + 1])
+        compiler = LayerCompiler(build, i, layer, tensors[i], tensors[i + 1])
         compiler.compile(memory_base + command_bytes)
         plans.append(compiler.plan())
     return build, tensors, plans
