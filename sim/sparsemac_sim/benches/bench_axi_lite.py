@@ -11,6 +11,8 @@ from sparsemac.registers import Register
 from .host import Host, load_plan, plan_folder
 from .scoreboard import Check, Scoreboard
 
+__all__ = ["answers_as_the_register_map_says"]
+
 _ADDRESS_SPACE_BYTES = 1 << 12
 
 

@@ -9,6 +9,8 @@ from .host import Host, load_plan, plan_folder
 from .jobs import Job
 from .scoreboard import Check, Scoreboard
 
+__all__ = ["matches_the_golden_model"]
+
 
 @cocotb.test()
 async def matches_the_golden_model(dut: Any) -> None:

@@ -10,6 +10,8 @@ from .host import Host, load_plan, plan_folder
 from .jobs import Job
 from .scoreboard import Check, Scoreboard
 
+__all__ = ["runs_a_job_after_resets_in_its_middle"]
+
 #: Resets in one job, before it may end.
 _RESETS = 3
 
