@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The cocotb regression: that it passes, that it can fail, and that one number replays it."""
 
+import argparse
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from sparsemac.config import CoreConfig
 from sparsemac.errors import MissingDependency
-from sparsemac_cli.main import main
+from sparsemac_cli import cosim as command
 from sparsemac_sim import cosim
 from sparsemac_sim.benches.jobs import Plan, random_config, random_job
 from sparsemac_sim.benches.scoreboard import Check, Scoreboard
@@ -151,7 +152,10 @@ def test_the_command_writes_waves_and_json(toolchain, tmp_path, capsys):
     report = tmp_path / "report.json"
     folder = tmp_path / "out"
     arguments = ["--seed", "3", "--count", "1", "--waves", "-o", str(folder), "--json", str(report)]
-    assert main(["cosim", *arguments]) == 0
+    parser = argparse.ArgumentParser()
+    command.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["cosim", *arguments])
+    assert args.run(args) == 0
     out = capsys.readouterr().out
     assert out.startswith("seed 3, 1 matrices\n")
     waves = folder / "seed-3" / "dump.vcd"
