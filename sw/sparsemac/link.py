@@ -24,6 +24,7 @@ the host draws; a request of another session is refused, so a device that has re
 import logging
 import secrets
 import struct
+import time
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
@@ -55,6 +56,10 @@ CRC_BYTES = 4
 MAX_DATA_BYTES = 128
 #: Below 255: a frame is then at most one byte longer when coded, whatever it holds.
 MAX_FRAME_BYTES = REQUEST_HEADER_BYTES + MAX_DATA_BYTES + CRC_BYTES
+
+#: A line that never falls silent ends a try too: after so many bytes, or so many time-outs.
+NOISE_BYTES = 64 * MAX_FRAME_BYTES
+NOISE_TIMEOUTS = 8
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +222,8 @@ class LinkClient:
         reply = self._exchange(LinkOp.HELLO, 0, 12, b"", changes=False)
         version, self.memory_base, self.memory_bytes = struct.unpack("<III", reply)
         if version != PROTOCOL_VERSION:
-            raise LinkError(f"protocol version of the link must be {PROTOCOL_VERSION}, not {version}")
+            raise LinkError(
+                f"protocol version of the link must be {PROTOCOL_VERSION}, not {version}")
 
     def read_register(self, offset: int) -> int:
         """Returns a register."""
@@ -285,30 +291,36 @@ class LinkClient:
         return LinkError(f"{what} failed: {why} ({counts})")
 
     def _await(self, request: Request) -> Reply | None:
-        """Returns the reply to a request, or None after the time-out or a damaged frame."""
-        while True:
-            while (end := self._pending.find(0)) < 0:
-                chunk = self._transport.read(self._timeout)
-                if not chunk:
-                    # What came so far is no frame, or the end of one was lost.
-                    self.damaged += bool(self._pending)
-                    self._pending.clear()
-                    return None
-                self._pending += chunk
-                if len(self._pending) > 64 * MAX_FRAME_BYTES:
-                    self._pending.clear()  # a line that never frames: noise, or another baud rate
-                    self.damaged += 1
-                    return None
-            coded = bytes(self._pending[:end])
-            del self._pending[: end + 1]
-            reply = Reply.decode(coded)
-            if reply is None:
-                self.damaged += bool(coded)
-                continue
-            if reply.sequence == request.sequence and reply.op == request.op:
-                if reply.session == request.session or reply.status == LinkStatus.BAD_SESSION:
+        """Returns the reply to a request, or None after a silence or too much noise."""
+        deadline = time.monotonic() + NOISE_TIMEOUTS * self._timeout
+        room = NOISE_BYTES
+        while room > 0 and time.monotonic() <= deadline:
+            chunk = self._transport.read(self._timeout)
+            if not chunk:
+                break
+            room -= len(chunk)
+            self._pending += chunk
+            while (end := self._pending.find(0)) >= 0:
+                coded = bytes(self._pending[:end])
+                del self._pending[: end + 1]
+                if coded and (reply := self._sift(request, coded)) is not None:
                     return reply
+        # What is left is no frame, or the end of one was lost.
+        self.damaged += bool(self._pending)
+        self._pending.clear()
+        return None
+
+    def _sift(self, request: Request, coded: bytes) -> Reply | None:
+        """Returns the reply in a frame if it belongs to the request."""
+        reply = Reply.decode(coded)
+        if reply is None:
+            self.damaged += 1
+        elif reply.sequence == request.sequence and reply.op == request.op:
+            if reply.session == request.session or reply.status == LinkStatus.BAD_SESSION:
+                return reply
+        else:
             log.debug("dropped a late reply, sequence %d", reply.sequence)
+        return None
 
     def _accept(self, what: str, request: Request, reply: Reply) -> bytes:
         if reply.status == LinkStatus.BAD_SESSION:
