@@ -184,6 +184,7 @@ class Transport(Protocol):
 
     def read(self, timeout: float) -> bytes:
         """Returns what has come, at least one byte, or nothing after ``timeout`` seconds."""
+        ...
 
     def close(self) -> None:
         """Releases the line."""
