@@ -121,7 +121,7 @@ class ReferenceDevice(Device):
     def _span(self, address: int, length: int) -> slice:
         self._check_open()
         first = address - self.memory_base
-        if first < 0 or first + length > self.memory_bytes:
+        if first < 0 or length < 0 or first + length > self.memory_bytes:
             end = self.memory_base + self.memory_bytes
             raise ValueError(
                 f"memory accesses must lie in {self.memory_base:#x}..{end:#x}, not "
@@ -138,10 +138,12 @@ class ReferenceDevice(Device):
 
     def wait_interrupt(self, timeout: float) -> None:
         self._check_open()
-        if not self._values["STATUS"] & self._map["STATUS"]["done"].mask:
+        done = self._values["STATUS"] & self._map["STATUS"]["done"].mask
+        if not done or not self._values["IRQ_ENABLE"]:
+            why = "IRQ_ENABLE is 0" if done else "no job was started"
             raise DeviceTimeout(
                 f"{self.uri} has raised no interrupt within {timeout} s "
-                f"(STATUS {self._values['STATUS']:#x}): no job was started"
+                f"(STATUS {self._values['STATUS']:#x}): {why}"
             )
 
     def close(self) -> None:
