@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_int_in
 from sparsemac.config import CoreConfig
 
-from .layouts import out_beat_layout, result_layout
+from .layouts import index_shape, out_beat_layout, result_layout
 from .streams import Queue
 
 __all__ = ["Assembler"]
@@ -120,9 +120,9 @@ class Assembler(wiring.Component):
 
     def _count(self, m: Module) -> tuple[Any, Any]:
         """Whether the result now on ``i`` is in the first beat of its word, and ends its beat."""
-        lane = Signal(range(self._config.lanes))
+        lane = Signal(index_shape(self._config.lanes))
         with m.If(self.i_valid):
-            m.d.sync += lane.eq(lane + 1)
+            m.d.sync += lane.eq((lane + 1) & (self._config.lanes - 1))
         in_first, ends = {}, {}
         for raw in (False, True):
             count = self._per_beat(raw)

@@ -133,7 +133,8 @@ class RegisterBank(wiring.Component):
                 if field.access == "R":
                     members[_port(register, field)] = In(field.width)
                 elif field.access == "RW":
-                    members[_port(register, field)] = Out(field.width, init=field.reset)
+                    port = Out(field.width, init=field.reset)  # pyright: ignore[reportCallIssue]
+                    members[_port(register, field)] = port
                 elif field.access == "W1S":
                     members[_port(register, field)] = Out(1)
         if config.counters:

@@ -7,7 +7,7 @@ from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_int_in
 from sparsemac.config import CoreConfig
 
-from .layouts import burst_layout, run_layout
+from .layouts import burst_layout, index_shape, run_layout
 
 __all__ = ["BurstSplitter"]
 
@@ -66,7 +66,8 @@ class BurstSplitter(wiring.Component):
 
         active = Signal()
         is_first = Signal()
-        offset = Signal(offset_bits)  # beats from the block's beginning; 0 but for the first burst
+        # Beats from the block's beginning; 0 but for the first burst.
+        offset = Signal(index_shape(block_beats))
         block = Signal(32 - beat_bits - offset_bits)
         # Beats left, negated, so that one adder both counts them and tells the last burst by its
         # carry. Complementing is free where negating is not: the first addition makes up for it.
@@ -81,6 +82,7 @@ class BurstSplitter(wiring.Component):
             self.i.ready.eq(~active),
         ]
 
+        address = self.i.payload.address
         step = Signal()
         m.d.comb += step.eq(active & (~self.o.valid | self.o.ready))
         with m.If(step):
@@ -90,13 +92,14 @@ class BurstSplitter(wiring.Component):
                 block.eq(block + 1),
                 minus_left.eq(total[1:]),
                 active.eq(~is_last),
-                self.o.payload.address.eq(Cat(Const(0, beat_bits), offset, block)),
+                self.o.payload.address.eq(Cat(Const(0, beat_bits), offset[:offset_bits], block)),
                 self.o.payload.beats.eq(Mux(is_last, ~minus_left + ~is_first, room)),
             ]
         with m.Elif(~active):
             m.d.sync += [
                 is_first.eq(1),
-                Cat(offset, block).eq(self.i.payload.address[beat_bits:]),
+                offset.eq(address[beat_bits:][:offset_bits]),
+                block.eq(address[beat_bits + offset_bits :]),
                 minus_left.eq(~self.i.payload.beats),
                 active.eq(self.i.valid),
             ]

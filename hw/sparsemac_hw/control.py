@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The life of a job: start, run, stop on a fault, drain, tell the end."""
 
+from typing import Any
+
 from amaranth.hdl import Module, ResetSignal, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -47,6 +49,31 @@ class JobControl(wiring.Component):
     fault_count : Out(32)                    Faults since reset.
     epoch : Out(4)
     """
+
+    start_job: Signal
+    soft_reset: Signal
+    abort: Signal
+    watchdog: Signal
+    finished: Signal
+    progress: Signal
+    reads_outstanding: Signal
+    writes_outstanding: Signal
+    stale_outstanding: Signal
+    held: Signal
+    sources: Any
+    strobes: Signal
+    engine_faults: Any
+    engine_command: Signal
+    start: Signal
+    clear: Signal
+    stop: Signal
+    busy: Signal
+    done: Signal
+    draining: Signal
+    wedged: Signal
+    fault: Any
+    fault_count: Signal
+    epoch: Signal
 
     def __init__(self, config: CoreConfig) -> None:
         self._engines = config.engines
@@ -99,7 +126,8 @@ class JobControl(wiring.Component):
                     m.next = "IDLE"
             with m.State("RUN"):  # commands are at work
                 with m.If(self.abort | failing | expired):
-                    m.d.sync += [self.fault.eq(new_fault), self.fault_count.eq(self.fault_count + 1)]
+                    m.d.sync += self.fault.eq(new_fault)
+                    m.d.sync += self.fault_count.eq(self.fault_count + 1)
                     with m.If(self.abort):
                         m.d.sync += self.fault.code.eq(FaultCode.ABORTED)
                     with m.Elif(~failing):

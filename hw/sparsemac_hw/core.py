@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The core: one AXI4 master, one AXI4-Lite slave, one interrupt."""
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, ResetInserter, ResetSignal, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -15,7 +17,7 @@ from .engine import Engine
 from .executor import Executor
 from .guard import Guard
 from .loader import Loader
-from .reader import Reader, ReadClient
+from .reader import ReadClient, Reader
 from .streams import connect_stream
 from .weights import WeightFetch
 from .writer import Writer
@@ -41,6 +43,10 @@ class Core(wiring.Component):
     irq : Out(1)                      High while STATUS.done and IRQ_ENABLE.done.
     """
 
+    s_axil: Any
+    m_axi: Any
+    irq: Signal
+
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
         super().__init__({
@@ -57,10 +63,9 @@ class Core(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config = self._config
-        m.submodules.bank = self._bank = bank = RegisterBank(config)
+        m.submodules.bank = self._bank = RegisterBank(config)
         m.submodules.control = self._control = control = JobControl(config)
-        wiring.connect(m, wiring.flipped(self.s_axil), bank.bus)
-        m.d.comb += self.irq.eq(bank.irq)
+        self._connect_registers(m)
 
         clear = ResetInserter(control.clear)
         m.submodules.dispatcher = self._dispatcher = clear(Dispatcher(config))
@@ -81,6 +86,17 @@ class Core(wiring.Component):
         if config.counters:
             self._connect_counters(m)
         return m
+
+    def _connect_registers(self, m: Module) -> None:
+        port, bus = self.s_axil, self._bank.bus
+        for name, member in self.s_axil.signature.members.items():
+            if name in ("bvalid", "rvalid"):  # low in reset (A3.1.2), also before the first clock
+                m.d.comb += getattr(port, name).eq(getattr(bus, name) & ~ResetSignal())
+            elif member.flow is Out:
+                m.d.comb += getattr(port, name).eq(getattr(bus, name))
+            else:
+                m.d.comb += getattr(bus, name).eq(getattr(port, name))
+        m.d.comb += self.irq.eq(self._bank.irq)
 
     def _connect_read_side(self, m: Module) -> None:
         control, axi = self._control, self.m_axi

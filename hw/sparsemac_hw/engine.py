@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One engine: a weight stream in, output words out."""
 
+from typing import Any
+
 from amaranth.hdl import Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -9,7 +11,7 @@ from sparsemac.registers import FaultCode
 
 from .issuer import RowIssuer
 from .lanes import MacLanes
-from .layouts import exec_layout, out_beat_layout, row_layout
+from .layouts import exec_layout, index_shape, out_beat_layout, row_layout
 from .results import ResultPath, out_words
 from .streams import Queue, connect_stream
 from .unpacker import Unpacker, weight_beat_layout
@@ -30,8 +32,8 @@ class Engine(wiring.Component):
     Members
     -------
     i : In(stream of weight_beat_layout)   Beats of the engine's stream.
-    start : In(1)                          Strobe: an EXEC begins; ``command`` is valid until ``done``.
-    command : In(exec_layout)
+    start : In(1)                          Strobe: an EXEC begins.
+    command : In(exec_layout)              Valid from ``start`` to ``done``.
     o : Out(stream of out_beat_layout)     Output words for the store.
     w_en, w_line, w_sub, w_data : In       Activations from the loader.
     done : Out(1)                          All words of the EXEC have been taken by the store.
@@ -39,6 +41,22 @@ class Engine(wiring.Component):
     wait_short, wait_store, wait_weights : Out(1)   Why nothing is issued.
     fault : Out(8)                         Strobe: a FaultCode, 0 if there is none.
     """
+
+    i: stream.Interface
+    start: Signal
+    command: Any
+    o: stream.Interface
+    w_en: Signal
+    w_line: Signal
+    w_sub: Signal
+    w_data: Signal
+    done: Signal
+    issued: Signal
+    filler: Signal
+    wait_short: Signal
+    wait_store: Signal
+    wait_weights: Signal
+    fault: Signal
 
     ROWS_UNDER_WAY = 8
 
@@ -52,7 +70,7 @@ class Engine(wiring.Component):
             "o": Out(stream.Signature(out_beat_layout(config.bus_width))),
             "w_en": In(1),
             "w_line": In(range(lines)),
-            "w_sub": In(range(config.word_beats)),
+            "w_sub": In(index_shape(config.word_beats)),
             "w_data": In(config.bus_width),
             "done": Out(1),
             "issued": Out(1),

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs EXEC commands: prefetches their weights, starts the engines, tells when one is complete."""
 
+from typing import Any
+
 from amaranth.hdl import Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -33,6 +35,17 @@ class Executor(wiring.Component):
     waiting : Out(1)                     An EXEC waits for its activations.
     done_count : Out(16)                 EXECs of the job that are complete.
     """
+
+    i: stream.Interface
+    run: stream.Interface
+    loads_done: Signal
+    engines_done: Signal
+    store_idle: Signal
+    start: Signal
+    command: Any
+    running: Signal
+    waiting: Signal
+    done_count: Signal
 
     def __init__(self, config: CoreConfig) -> None:
         super().__init__({

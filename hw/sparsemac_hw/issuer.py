@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry buffer of one engine, from which rows are issued once for each position."""
 
+from typing import Any
+
 from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
-from .layouts import exec_layout
+from .layouts import exec_layout, index_shape
 from .unpacker import entry_layout
 
 __all__ = ["RowIssuer"]
@@ -20,8 +22,8 @@ class RowIssuer(wiring.Component):
     With one position a row may be longer than the buffer: entries are released as they are issued.
 
     Latency: `LATENCY_CYCLES` from the issue to the address on ``o_addr``. Throughput: one entry per
-    cycle. The last entry of a row waits until ``lanes`` cycles have passed since the last one before
-    it (sums leave one lane per cycle) and until the store has room for the word.
+    cycle. The last entry of a row waits until ``lanes`` cycles have passed since the last one
+    before it (sums leave one lane per cycle) and until the store has room for the word.
 
     Parameters
     ----------
@@ -42,6 +44,22 @@ class RowIssuer(wiring.Component):
     empty : Out(1)                        The same, and no word is under way.
     overrun : Out(1)                      Strobe: an address beyond the activation buffer.
     """
+
+    i: stream.Interface
+    i_count: stream.Interface
+    start: Signal
+    command: Any
+    returned: Signal
+    o_valid: Signal
+    o_addr: Signal
+    o_weight: Signal
+    o_last: Signal
+    issued: Signal
+    wait_short: Signal
+    wait_store: Signal
+    quiet: Signal
+    empty: Signal
+    overrun: Signal
 
     LATENCY_CYCLES = 2
 
@@ -133,7 +151,7 @@ class RowIssuer(wiring.Component):
     def _permissions(self, m: Module, ends: Value) -> tuple[Signal, Signal, Signal]:
         """Distance between last entries, and credits for output words."""
         lanes = self._config.lanes
-        gap = Signal(range(lanes))
+        gap = Signal(index_shape(lanes))
         gap_open = Signal()
         m.d.comb += gap_open.eq(gap == 0)
         with m.If(ends):
@@ -174,7 +192,7 @@ class RowIssuer(wiring.Component):
         return pass_addr
 
     def _address(self, m: Module, issue: Signal, is_last: Signal, pass_addr: Signal,
-                 read: wiring.PureInterface) -> None:
+                 read: Any) -> None:
         """Adds the entry's offset, once it has been read, to the address of its position."""
         valid_1 = Signal()
         last_1 = Signal(reset_less=True)

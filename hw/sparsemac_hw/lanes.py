@@ -7,16 +7,19 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
+from .layouts import index_shape
+
 __all__ = ["MacLanes"]
 
 
 class MacLanes(wiring.Component):
     """Multiplies each entry with one activation per lane and sums up rows.
 
-    All lanes read the same word address, each in its own memory, but lane ``v`` does so ``v`` cycles
-    after lane 0 (the entry travels down the lanes, register to register). The sums of a row thus
-    leave one lane per cycle, lane 0 first, on one bus that is only an OR: a lane drives zero except
-    in its own cycle. Accumulators need no clear cycle: they restart from zero behind ``last``.
+    All lanes read the same word address, each in its own memory, but lane ``v`` does so ``v``
+    cycles after lane 0 (the entry travels down the lanes, register to register). The sums of a row
+    thus leave one lane per cycle, lane 0 first, on one bus that is only an OR: a lane drives zero
+    except in its own cycle. Accumulators need no clear cycle: they restart from zero behind
+    ``last``.
 
     ``sum[v] = sum over the entries of a row of  i_weight * activation[v][i_addr]``
 
@@ -37,6 +40,17 @@ class MacLanes(wiring.Component):
     w_en, w_line, w_sub, w_data : In           One beat of activations, as the loader numbers it.
     """
 
+    i_valid: Signal
+    i_addr: Signal
+    i_weight: Signal
+    i_last: Signal
+    o_valid: Signal
+    o_acc: Signal
+    w_en: Signal
+    w_line: Signal
+    w_sub: Signal
+    w_data: Signal
+
     LATENCY_CYCLES = 5
 
     def __init__(self, config: CoreConfig) -> None:
@@ -51,7 +65,7 @@ class MacLanes(wiring.Component):
             "o_acc": Out(signed(config.acc_width)),
             "w_en": In(1),
             "w_line": In(range(lines)),
-            "w_sub": In(range(config.word_beats)),
+            "w_sub": In(index_shape(config.word_beats)),
             "w_data": In(config.bus_width),
         })
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Layouts of what travels between the parts of the core."""
 
-from amaranth.hdl import signed, unsigned
+from amaranth.hdl import Shape, signed, unsigned
 from amaranth.lib import data
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "burst_layout",
     "exec_layout",
     "fault_layout",
+    "index_shape",
     "load_layout",
     "out_beat_layout",
     "result_layout",
@@ -72,6 +73,11 @@ fault_layout = data.StructLayout({"code": 8, "address": 32, "detail": 8, "comman
 
 #: One address window, in pages of 4096 bytes, both ends included.
 window_layout = data.StructLayout({"first": 20, "last": 20, "read": 1, "write": 1})
+
+
+def index_shape(count: int) -> Shape:
+    """Shape of an index into ``count`` things: one bit at least, Verilog has no empty signals."""
+    return unsigned(max(1, (count - 1).bit_length()))
 
 
 def result_layout() -> data.StructLayout:

@@ -8,7 +8,7 @@ from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
 from .bursts import BurstSplitter
-from .layouts import beat_layout, burst_layout, fault_layout, load_layout
+from .layouts import beat_layout, burst_layout, fault_layout, index_shape, load_layout
 from .streams import connect_stream
 
 __all__ = ["Loader", "waiting_load_layout"]
@@ -42,7 +42,7 @@ class Loader(wiring.Component):
     execs_done : In(16)                       EXECs of the job that are complete.
     w_en : Out(1)                             Strobe: write ``w_data`` to the buffers.
     w_line : Out(range(act_depth / line_words))
-    w_sub : Out(range(word_beats))
+    w_sub : Out(index_shape(word_beats))
     w_data : Out(bus_width)
     busy : Out(1)                             A LOAD is at work or waits.
     done : Out(1)                             Strobe: the buffers hold all of a LOAD.
@@ -75,7 +75,7 @@ class Loader(wiring.Component):
             "execs_done": In(16),
             "w_en": Out(1),
             "w_line": Out(range(config.act_depth // config.line_words)),
-            "w_sub": Out(range(config.word_beats)),
+            "w_sub": Out(index_shape(config.word_beats)),
             "w_data": Out(config.bus_width),
             "busy": Out(1),
             "done": Out(1),

@@ -8,7 +8,7 @@ from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
 from .bus import ID_BITS
-from .layouts import beat_layout, burst_layout, fault_layout
+from .layouts import beat_layout, burst_layout, fault_layout, index_shape
 from .streams import Queue
 
 __all__ = ["ReadClient", "Reader"]
@@ -127,7 +127,7 @@ class Reader(wiring.Component):
             "beat": Out(1),
         })
         self._beat_bits = config.bus_bytes.bit_length() - 1
-        self._index_bits = config.burst_beats.bit_length() - 1
+        self._index_bits = index_shape(config.burst_beats).width
         # As narrow as it gets on the way: address in beats, and the beats of a burst less one.
         self._track_layout = data.StructLayout({
             "client": ReadClient,

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens to a sum behind the lanes: bias, partial sums, requantization, output words."""
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from typing import Any
+
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -9,7 +11,7 @@ from sparsemac.commands import OutputMode
 from sparsemac.config import CoreConfig
 
 from .assembler import Assembler
-from .layouts import exec_layout, out_beat_layout, row_layout
+from .layouts import exec_layout, index_shape, out_beat_layout, row_layout
 from .requantizer import Requantizer
 
 __all__ = ["ResultPath", "out_words"]
@@ -44,6 +46,15 @@ class ResultPath(wiring.Component):
     returned : Out(1)                   Strobe: room for one more word.
     overrun : Out(1)                    Strobe: more partial sums than are kept.
     """
+
+    i_valid: Signal
+    i_acc: Signal
+    i_row: stream.Interface
+    start: Signal
+    command: Any
+    o: stream.Interface
+    returned: Signal
+    overrun: Signal
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
@@ -105,7 +116,7 @@ class ResultPath(wiring.Component):
         """Counts lanes and positions; returns the tag of the sum that is arriving."""
         command = self.command
         tag = Signal(tag_layout)
-        lane = Signal(range(self._config.lanes))
+        lane = Signal(index_shape(self._config.lanes))
         position_word = Signal(32, reset_less=True)
         positions_left = Signal(16, reset_less=True)
         columns_left = Signal(16, reset_less=True)
@@ -122,7 +133,7 @@ class ResultPath(wiring.Component):
             self.i_row.ready.eq(self.i_valid & last_lane & last_position),
         ]
         with m.If(self.i_valid):
-            m.d.sync += lane.eq(lane + 1)
+            m.d.sync += lane.eq((lane + 1) & (self._config.lanes - 1))
         with m.If(self.start | self.i_row.ready):
             m.d.sync += [
                 position_word.eq(0),
@@ -138,7 +149,7 @@ class ResultPath(wiring.Component):
             ]
         return tag
 
-    def _partial_sums(self, m: Module, requantizer: Requantizer) -> Signal:
+    def _partial_sums(self, m: Module, requantizer: Requantizer) -> Value:
         """Keeps one sum per result between EXECs, read and written in the order of results."""
         depth = self._config.psum_depth
         m.submodules.psums = psums = Memory(shape=signed(32), depth=depth, init=[])

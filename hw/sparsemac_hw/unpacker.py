@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns the bit stream of one engine into rows and entries."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
+from typing import Any
+
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.commands import OutputMode
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
-from .layouts import exec_layout, row_layout
+from .layouts import exec_layout, index_shape, row_layout
 
 __all__ = ["Unpacker", "entry_layout", "weight_beat_layout"]
 
@@ -40,6 +42,16 @@ class BitWindow(wiring.Component):
     ended : Out(1)      The last beat has been taken.
     """
 
+    i: stream.Interface
+    open: Signal
+    discard: Signal
+    step: Signal
+    step_bits: Signal
+    bits: Signal
+    valid: Signal
+    short: Signal
+    ended: Signal
+
     def __init__(self, config: CoreConfig) -> None:
         self._bus_width = config.bus_width
         super().__init__({
@@ -57,7 +69,7 @@ class BitWindow(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         words = self._bus_width // WINDOW_BITS
-        word_idx = Signal(range(words))
+        word_idx = Signal(index_shape(words))
         current = Signal(WINDOW_BITS, reset_less=True)
         following = Signal(WINDOW_BITS, reset_less=True)
         current_valid = Signal()
@@ -72,11 +84,20 @@ class BitWindow(wiring.Component):
             word_valid.eq(self.i.valid & ~finished & ~self.discard),
         ]
 
+        # Widest step first, and of each step only the bits that the next ones can still reach: half
+        # of what a shift of all bits takes.
+        shifted = Cat(current, following)
+        for k in reversed(range(len(position))):
+            reach = WINDOW_BITS + (1 << k) - 1
+            stage = Signal(reach, name=f"shifted_{k}")
+            m.d.comb += stage.eq(Mux(position[k], shifted[1 << k :], shifted[:reach]))
+            shifted = stage
+
         end = Signal(7)
         advance = Signal()
         m.d.comb += [
             end.eq(position + self.step_bits),
-            self.bits.eq((Cat(current, following) >> position)[:WINDOW_BITS]),
+            self.bits.eq(shifted),
             self.valid.eq(current_valid & (following_valid | (end <= WINDOW_BITS))),
             self.short.eq(~self.valid & finished & ~following_valid),
             advance.eq(self.step & end[5:7].any()),
@@ -100,7 +121,7 @@ class BitWindow(wiring.Component):
 
         last_word = word_idx == words - 1
         with m.If(take):
-            m.d.sync += word_idx.eq(word_idx + 1)
+            m.d.sync += word_idx.eq((word_idx + 1) & (words - 1))
         drop = self.discard & self.i.valid & ~finished
         m.d.comb += self.i.ready.eq((take & last_word) | drop)
         with m.If(self.i.ready & self.i.valid & self.i.p.last):
@@ -134,6 +155,16 @@ class Unpacker(wiring.Component):
     fault : Out(8)                   Strobe: a FaultCode, 0 if there is none.
     """
 
+    i: stream.Interface
+    start: Signal
+    command: Any
+    o: stream.Interface
+    o_row: stream.Interface
+    o_count: stream.Interface
+    done: Signal
+    filler: Signal
+    fault: Signal
+
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
         super().__init__({
@@ -143,7 +174,7 @@ class Unpacker(wiring.Component):
             "o": Out(stream.Signature(entry_layout)),
             "o_row": Out(stream.Signature(row_layout)),
             "o_count": Out(stream.Signature(15)),
-            "done": Out(1, init=1),
+            "done": Out(1),
             "filler": Out(1),
             "fault": Out(8),
         })
@@ -172,7 +203,7 @@ class Unpacker(wiring.Component):
         with m.FSM(name="unpack") as fsm:
             with m.State("IDLE"):  # no EXEC, or its stream has been read
                 with m.If(self.start):
-                    m.d.sync += [self.done.eq(0), running.eq(1)]
+                    m.d.sync += running.eq(1)
                     m.next = "READ_ROW"
             with m.State("READ_ROW"):  # count, end, out_offset
                 m.d.comb += window.step_bits.eq(32)
@@ -236,11 +267,12 @@ class Unpacker(wiring.Component):
             with m.State("DISCARD"):  # padding behind the last row
                 m.d.comb += [window.step_bits.eq(1), window.discard.eq(1)]
                 with m.If(window.ended):
-                    m.d.sync += [self.done.eq(1), running.eq(0)]
+                    m.d.sync += running.eq(0)
                     m.next = "IDLE"
         m.d.comb += [
             self.o_count.p.eq(Mux(window.bits[:15] == 0, 1, window.bits[:15])),
             self.o_row.p.eq(row),
+            self.done.eq(~running),
         ]
         emit_empty = Signal()
         m.d.comb += emit_empty.eq(fsm.ongoing("EMIT_ROW") & self.o_row.valid & self.o_row.ready
@@ -260,7 +292,7 @@ class Unpacker(wiring.Component):
         return m
 
     def _offsets(self, m: Module, window: BitWindow, weight: Signal, take_entry: Signal,
-                 emit_empty: Signal, out_ready: Signal, new_row: Signal) -> Signal:
+                 emit_empty: Signal, out_ready: Signal, new_row: Value) -> Value:
         """Accumulates deltas into offsets, two stages behind the window.
 
         ``previous`` is the last offset used or passed over; it starts a row at -1.
@@ -306,7 +338,7 @@ class Unpacker(wiring.Component):
         m.d.comb += [
             filler.eq((s1_weight == 0) & ~s1_empty & ~command.absolute),
             jump.eq(Mux(filler, ((s1_field[:8] + 1) << command.delta_bits)[:18], s1_field)),
-            base.eq(Mux(s1_first | command.absolute, Const(-1, signed(18)).as_unsigned(), previous)),
+            base.eq(Mux(s1_first | command.absolute, Const(-1, 18), previous)),
             offset.eq(base + jump + ~filler),
             beyond.eq(s1_valid & (offset >= command.limit)),
             self.filler.eq(s1_valid & s2_ready & (s1_weight == 0) & ~s1_empty),

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fetches the interleaved weight streams and deals their beats out to the engines."""
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
 from .bursts import BurstSplitter
-from .layouts import beat_layout, burst_layout, run_layout
+from .layouts import beat_layout, burst_layout, index_shape, run_layout
 from .streams import Queue, connect_stream
 from .unpacker import weight_beat_layout
 
@@ -33,6 +35,11 @@ class WeightFetch(wiring.Component):
     i : In(stream of beat_layout)           Beats from the read side, always ready.
     o : Out(stream of weight_beat_layout).array(engines)
     """
+
+    run: stream.Interface
+    o_burst: stream.Interface
+    i: stream.Interface
+    o: Any
 
     RUNS_UNDER_WAY = 4
 
@@ -95,7 +102,7 @@ class WeightFetch(wiring.Component):
     def _deal(self, m: Module, runs: Queue) -> None:
         """Writes each beat into its engine's FIFO; the last round of a run is marked."""
         config = self._config
-        engine_idx = Signal(range(config.engines))
+        engine_idx = Signal(index_shape(config.engines))
         beats_left = Signal(32)
         write = Signal(config.engines)
         is_last = Signal()

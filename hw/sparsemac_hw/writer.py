@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, Value
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
@@ -148,6 +148,10 @@ class Writer(wiring.Component):
         return min(self._beat_bits, self._word_bits(raw=False))
 
     @property
+    def _place_bits(self) -> int:
+        return self._beat_bits - self._place_lsb
+
+    @property
     def _depth(self) -> int:
         """Beats that wait here: two of the longest words, so that one comes while one goes."""
         return max(16, 2 * self._word_beats(raw=True))
@@ -185,29 +189,29 @@ class Writer(wiring.Component):
         return m
 
     def _queued_layout(self) -> data.StructLayout:
-        place_bits = self._beat_bits - self._place_lsb
-        return data.StructLayout({
-            "data": self._config.bus_width, "place": place_bits, "raw": 1, "last": 1,
-        })
+        layout = {"data": self._config.bus_width, "raw": 1, "last": 1}
+        if self._place_bits:  # no word is shorter than a beat otherwise
+            layout["place"] = self._place_bits
+        return data.StructLayout(layout)
 
     def _enqueue(self, m: Module, merger: WordMerger, purge: Signal) -> None:
         """Computes the address of the beat that the merger gives out, and queues it."""
         beats, bursts, beat = self._beats, self._bursts, merger.o
         address = Signal(32)
         room = Signal()
-        place_bits = self._beat_bits - self._place_lsb
         scaled = [(beat.out_word << self._word_bits(raw))[:32] for raw in (False, True)]
         m.d.comb += [
             address.eq(self.output + Mux(beat.raw, scaled[1], scaled[0])),
             beats.i.payload.data.eq(beat.data),
             beats.i.payload.raw.eq(beat.raw),
-            beats.i.payload.place.eq(address.bit_select(self._place_lsb, place_bits)),
             beats.i.payload.last.eq(beat.last),
             beats.i.valid.eq(merger.o_valid),
             bursts.i.payload.eq(Cat(beat.raw, address[self._beat_bits :])),
             bursts.i.valid.eq(merger.o_valid & beat.last),
             merger.room.eq(room),
         ]
+        if self._place_bits:
+            m.d.comb += beats.i.payload.place.eq(address[self._place_lsb :][: self._place_bits])
         # Seen a cycle late, with one beat on its way through the merger and one behind it.
         m.d.sync += room.eq((beats.level <= self._depth - 3) & ~purge & ~self.clear)
 
@@ -285,7 +289,7 @@ class Writer(wiring.Component):
             size = min(self._config.out_word_bytes(raw), bus_bytes)
             # ``place`` counts in words of bytes, of which a raw word covers several.
             covered = size >> self._place_lsb
-            place = beat.place[covered.bit_length() - 1 :]
+            place = beat.place[covered.bit_length() - 1 :] if self._place_bits else Const(0)
             strobes.append(Cat(place == k // size for k in range(bus_bytes)))
             counts.append(size)
         return Mux(beat.raw, strobes[1], strobes[0]), Mux(beat.raw, counts[1], counts[0])

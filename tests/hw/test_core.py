@@ -36,7 +36,8 @@ class Bench:
 
     async def prepare(self, ctx, commands, watchdog=4000):
         self.memory.data[COMMANDS : COMMANDS + 64 * len(commands)] = encode_list(commands)
-        for i, (first, last, perm) in enumerate([(0, OUTPUT - 4096, 1), (OUTPUT, MEMORY - 4096, 3)]):
+        windows = [(0, OUTPUT - 4096, 1), (OUTPUT, MEMORY - 4096, 3)]
+        for i, (first, last, perm) in enumerate(windows):
             await self.write(ctx, f"WINDOW{i}_FIRST", first)
             await self.write(ctx, f"WINDOW{i}_LAST", last)
             await self.write(ctx, f"WINDOW{i}_PERM", perm)
@@ -81,7 +82,8 @@ class Bench:
 def requantized(total, row, mode):
     """Scalar transcription of the rounding rule, with Python's own integers."""
     product = total * row.multiplier
-    high = (product >> 31) + ((product >> 30 & 1) if mode == OutputMode.DOUBLE or not row.shift else 0)
+    rounds = mode == OutputMode.DOUBLE or not row.shift
+    high = (product >> 31) + (product >> 30 & 1 if rounds else 0)
     if row.shift:
         high += (1 << row.shift - 1) - (mode == OutputMode.DOUBLE and high < 0)
     return max(-100, min(100, (high >> row.shift) + 3))

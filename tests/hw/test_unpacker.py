@@ -90,14 +90,14 @@ class Run:
 
 
 CASES = [
-    (64, dict(delta_bits=4)),
-    (32, dict(delta_bits=3, weight_bits=4, quantized=False)),
-    (128, dict(delta_bits=0, has_bias=False, quantized=False)),
-    (512, dict(delta_bits=8, weight_bits=4)),
-    (64, dict(delta_bits=0, absolute=True)),
-    (64, dict(delta_bits=2, weight_bits=4, has_bias=False)),
-    (32, dict(delta_bits=1)),
-    (256, dict(delta_bits=0, absolute=True, weight_bits=4)),
+    (64, {"delta_bits": 4}),
+    (32, {"delta_bits": 3, "weight_bits": 4, "quantized": False}),
+    (128, {"delta_bits": 0, "has_bias": False, "quantized": False}),
+    (512, {"delta_bits": 8, "weight_bits": 4}),
+    (64, {"delta_bits": 0, "absolute": True}),
+    (64, {"delta_bits": 2, "weight_bits": 4, "has_bias": False}),
+    (32, {"delta_bits": 1}),
+    (256, {"delta_bits": 0, "absolute": True, "weight_bits": 4}),
 ]
 
 
@@ -107,7 +107,9 @@ def test_reads_rows_and_entries(bus_width, form):
     rng = np.random.default_rng(seed)
     quantized, weight_bits = form.get("quantized", True), form.get("weight_bits", 8)
     execs = [
-        random_rows(rng, count, LIMIT, density=density, weight_bits=weight_bits, quantized=quantized)
+        random_rows(
+            rng, count, LIMIT, density=density, weight_bits=weight_bits, quantized=quantized
+        )
         for count, density in ((10, 0.1), (0, 0), (4, 0.8))
     ]
     run = Run(seed, bus_width, execs, **form)

@@ -7,8 +7,10 @@ from sparsemac_hw.testing import simulate, stream_get, stream_put_all
 from sparsemac_hw.weights import WeightFetch
 
 
-@pytest.mark.parametrize(("engines", "fifo_depth", "burst_beats"), [(1, 32, 16), (3, 16, 4), (4, 8, 16)])
-def test_deals_beats_out_in_turn_and_never_asks_for_more_than_fits(engines, fifo_depth, burst_beats):
+@pytest.mark.parametrize(
+    ("engines", "fifo_depth", "burst_beats"), [(1, 32, 16), (3, 16, 4), (4, 8, 16)]
+)
+def test_deals_beats_out_and_never_asks_for_more_than_fits(engines, fifo_depth, burst_beats):
     seed = 10 * engines + fifo_depth
     print("seed", seed)
     rng = random.Random(seed)
