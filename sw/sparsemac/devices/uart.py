@@ -92,7 +92,7 @@ class UartDevice(Device):
 
     def _check_span(self, address: int, length: int) -> None:
         end = self.memory_base + self.memory_bytes
-        if address < self.memory_base or address + length > end:
+        if address < self.memory_base or length < 0 or address + length > end:
             raise ValueError(
                 f"memory accesses must lie in {self.memory_base:#x}..{end:#x}, not "
                 f"{address:#x}..{address + length:#x}"
