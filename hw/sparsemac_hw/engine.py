@@ -12,8 +12,9 @@ from sparsemac.registers import FaultCode
 from .issuer import RowIssuer
 from .lanes import MacLanes
 from .layouts import exec_layout, index_shape, out_beat_layout, row_layout
-from .results import ResultPath, out_words
+from .results import ResultPath
 from .streams import Queue, connect_stream
+from .sums import SumQueue
 from .unpacker import Unpacker, weight_beat_layout
 
 __all__ = ["Engine"]
@@ -87,8 +88,9 @@ class Engine(wiring.Component):
         m.submodules.unpacker = unpacker = Unpacker(config)
         m.submodules.counts = counts = Queue(15, self.ROWS_UNDER_WAY)
         m.submodules.rows = rows = Queue(row_layout, self.ROWS_UNDER_WAY)
-        m.submodules.issuer = issuer = RowIssuer(config, out_words(config))
+        m.submodules.issuer = issuer = RowIssuer(config, config.out_words)
         m.submodules.lanes = lanes = MacLanes(config)
+        m.submodules.sums = sums = SumQueue(config, config.out_words)
         m.submodules.results = results = ResultPath(config)
         connect_stream(m, wiring.flipped(self.i), unpacker.i)
         connect_stream(m, unpacker.o, issuer.i)
@@ -97,6 +99,8 @@ class Engine(wiring.Component):
         connect_stream(m, unpacker.o_row, rows.i)
         connect_stream(m, rows.o, results.i_row)
         connect_stream(m, results.o, wiring.flipped(self.o))
+        for b in range(config.sum_buses):
+            m.d.comb += [sums.i_valid[b].eq(lanes.o_valid[b]), sums.i_acc[b].eq(lanes.o_acc[b])]
         for part in (unpacker, issuer, results):
             m.d.comb += [part.start.eq(self.start), part.command.eq(self.command)]
         m.d.comb += [
@@ -105,8 +109,8 @@ class Engine(wiring.Component):
             lanes.i_addr.eq(issuer.o_addr),
             lanes.i_weight.eq(issuer.o_weight),
             lanes.i_last.eq(issuer.o_last),
-            results.i_valid.eq(lanes.o_valid),
-            results.i_acc.eq(lanes.o_acc),
+            results.i_valid.eq(sums.o_valid),
+            results.i_acc.eq(sums.o_acc),
             lanes.w_en.eq(self.w_en),
             lanes.w_line.eq(self.w_line),
             lanes.w_sub.eq(self.w_sub),

@@ -150,12 +150,12 @@ class RowIssuer(wiring.Component):
 
     def _permissions(self, m: Module, ends: Value) -> tuple[Signal, Signal, Signal]:
         """Distance between last entries, and credits for output words."""
-        lanes = self._config.lanes
-        gap = Signal(index_shape(lanes))
+        shortest = self._config.shortest_row_cycles
+        gap = Signal(index_shape(shortest))
         gap_open = Signal()
         m.d.comb += gap_open.eq(gap == 0)
         with m.If(ends):
-            m.d.sync += gap.eq(lanes - 1)
+            m.d.sync += gap.eq(shortest - 1)
         with m.Elif(~gap_open):
             m.d.sync += gap.eq(gap - 1)
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Activation memories and multiply-accumulate lanes of one engine."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Cat, Module, Signal, signed, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
@@ -16,16 +19,15 @@ class MacLanes(wiring.Component):
     """Multiplies each entry with one activation per lane and sums up rows.
 
     All lanes read the same word address, each in its own memory, but lane ``v`` does so ``v``
-    cycles after lane 0 (the entry travels down the lanes, register to register). The sums of a row
-    thus leave one lane per cycle, lane 0 first, on one bus that is only an OR: a lane drives zero
-    except in its own cycle. Accumulators need no clear cycle: they restart from zero behind
-    ``last``.
+    cycles after lane 0 (the entry travels down the lanes, register to register). The sums of a row thus
+    leave one lane per cycle, lane 0 first, on one bus that is only an OR: a lane drives zero except
+    in its own cycle. Accumulators need no clear cycle: they restart from zero behind ``last``.
 
     ``sum[v] = sum over the entries of a row of  i_weight * activation[v][i_addr]``
 
     Latency: `LATENCY_CYCLES` from an entry with ``i_last`` to the sum of lane 0. Throughput: one
-    entry per cycle. Entries with ``i_last`` must be at least ``lanes`` cycles apart, else sums
-    collide on the bus: the issuer keeps that distance.
+    entry per cycle. Entries with ``i_last`` must be at least ``config.shortest_row_cycles`` apart,
+    else sums collide on a bus: the issuer keeps that distance.
     Overflow: wraps modulo 2**acc_width; the compiler proves that it cannot happen.
 
     Parameters
@@ -35,8 +37,8 @@ class MacLanes(wiring.Component):
     Members
     -------
     i_valid, i_addr, i_weight, i_last : In     An entry: word address, int8 weight, end of the row.
-    o_valid : Out(1)                           A sum is on the bus.
-    o_acc : Out(signed(acc_width))             The sum; 0 if there is none.
+    o_valid : Out(1).array(sum_buses)          A sum is on the bus.
+    o_acc : Out(signed(acc_width)).array(sum_buses)     The sum; 0 if there is none.
     w_en, w_line, w_sub, w_data : In           One beat of activations, as the loader numbers it.
     """
 
@@ -44,8 +46,8 @@ class MacLanes(wiring.Component):
     i_addr: Signal
     i_weight: Signal
     i_last: Signal
-    o_valid: Signal
-    o_acc: Signal
+    o_valid: list[Signal]
+    o_acc: list[Signal]
     w_en: Signal
     w_line: Signal
     w_sub: Signal
@@ -61,8 +63,8 @@ class MacLanes(wiring.Component):
             "i_addr": In(config.address_bits),
             "i_weight": In(signed(8)),
             "i_last": In(1),
-            "o_valid": Out(1),
-            "o_acc": Out(signed(config.acc_width)),
+            "o_valid": Out(1).array(config.sum_buses),
+            "o_acc": Out(signed(config.acc_width)).array(config.sum_buses),
             "w_en": In(1),
             "w_line": In(range(lines)),
             "w_sub": In(index_shape(config.word_beats)),
@@ -79,19 +81,21 @@ class MacLanes(wiring.Component):
         width = self._config.acc_width
         stage = {"valid": self.i_valid, "addr": self.i_addr, "weight": self.i_weight,
                  "last": self.i_last}
-        sums = Signal(signed(width))
-        valids = []
-        bus = []
+        shadows, valids = [], []
         for v in range(self._config.lanes):
             shadow, done = self._lane(m, v, stage)
-            bus.append(shadow)
+            shadows.append(shadow)
             valids.append(done)
             stage = self._delay(m, v, stage)
-        merged = bus[0]
-        for shadow in bus[1:]:
-            merged = merged | shadow
-        m.d.sync += [sums.eq(merged), self.o_valid.eq(Cat(valids).any())]
-        m.d.comb += self.o_acc.eq(sums)
+        group = self._config.shortest_row_cycles
+        for b in range(self._config.sum_buses):
+            mine = slice(b * group, (b + 1) * group)
+            sums = Signal(signed(width), name=f"sums_{b}")
+            m.d.sync += [
+                sums.eq(reduce(or_, shadows[mine])),
+                self.o_valid[b].eq(Cat(valids[mine]).any()),
+            ]
+            m.d.comb += self.o_acc[b].eq(sums)
         return m
 
     def _delay(self, m: Module, v: int, stage: dict[str, Signal]) -> dict[str, Signal]:

@@ -14,15 +14,10 @@ from .assembler import Assembler
 from .layouts import exec_layout, index_shape, out_beat_layout, row_layout
 from .requantizer import Requantizer
 
-__all__ = ["ResultPath", "out_words"]
+__all__ = ["ResultPath"]
 
 #: What travels beside a result through the requantizer.
 tag_layout = data.StructLayout({"out_word": 32, "raw": 1, "last_lane": 1})
-
-
-def out_words(config: CoreConfig) -> int:
-    """Output words that one engine's result path holds: enough to hide its own latency."""
-    return max(4, 32 // config.lanes)
 
 
 class ResultPath(wiring.Component):
@@ -73,7 +68,7 @@ class ResultPath(wiring.Component):
         m = Module()
         config, command = self._config, self.command
         m.submodules.requantizer = requantizer = Requantizer(config.acc_width, tag_layout)
-        m.submodules.assembler = assembler = Assembler(config, words=out_words(config))
+        m.submodules.assembler = assembler = Assembler(config, words=config.out_words)
         wiring.connect(m, assembler.o, wiring.flipped(self.o))
 
         tag = self._sequence(m)

@@ -134,6 +134,21 @@ class CoreConfig:
         return max(1, self.lanes // self.bus_bytes)
 
     @property
+    def sum_buses(self) -> int:
+        """Buses on which the sums of an engine's lanes leave, each with a share of the lanes."""
+        return min(4, max(1, self.lanes // 2))
+
+    @property
+    def shortest_row_cycles(self) -> int:
+        """Cycles that a row takes at each position at least: sums leave one per bus and cycle."""
+        return self.lanes // self.sum_buses
+
+    @property
+    def out_words(self) -> int:
+        """Output words that the result path of an engine holds, on their way from lanes to store."""
+        return max(4, 128 // self.lanes)
+
+    @property
     def address_bits(self) -> int:
         """Bits of a word address in the activation buffer."""
         return (self.act_depth - 1).bit_length()

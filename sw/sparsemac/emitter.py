@@ -104,16 +104,28 @@ def _select(csr: Csr, rows: NDArray[np.int64]) -> Csr:
     return Csr((len(rows), csr.shape[1]), indptr, csr.indices[entries], csr.data[entries])
 
 
-def _alternate(rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Orders rows that come longest first as longest, shortest, second longest, and so on.
+def _interleave(
+    rows: NDArray[np.int64], costs: NDArray[np.int64], config: CoreConfig, positions: int
+) -> NDArray[np.int64]:
+    """Orders the rows of an engine, which come longest first, so that short ones hide.
 
-    Short rows bring many results and headers for few products: spread out, their stores and their
-    headers hide behind the long ones.
+    A row brings ``lanes`` results for each position, and they leave the engine one per cycle. Behind
+    a row shorter than that, results pile up; a longer one lets them drain. The next row is the
+    shortest left as long as the engine can hold what it adds, else the longest.
     """
-    result = np.empty_like(rows)
-    result[0::2] = rows[: (len(rows) + 1) // 2]
-    result[1::2] = rows[::-1][: len(rows) // 2]
-    return result
+    lanes, shortest = config.lanes, config.shortest_row_cycles
+    room = config.out_words * lanes // (4 * positions)  # a quarter: engines share the store
+    order = np.empty_like(rows)
+    head, tail, piled = 0, len(rows) - 1, 0
+    for k in range(len(rows)):
+        more = lanes - max(int(costs[rows[tail]]), shortest)
+        if (more <= 0 or piled + more > room) and costs[rows[head]] > lanes:
+            row, head = rows[head], head + 1
+        else:
+            row, tail = rows[tail], tail - 1
+        order[k] = row
+        piled = max(0, piled + lanes - max(int(costs[row]), shortest))
+    return order
 
 
 class LayerCompiler:
@@ -160,11 +172,15 @@ class LayerCompiler:
 
     def _assign(self, blocks: list[Csr]) -> list[NDArray[np.int64]]:
         """Rows of each engine; the same for all column tiles, as partial sums stay in an engine."""
-        costs = np.zeros(blocks[0].shape[0], np.int64)
+        counts = np.zeros(blocks[0].shape[0], np.int64)
+        costs = np.zeros_like(counts)
         for block in blocks:
-            costs += row_costs(entry_counts(block, self.layer.weight_bits), self.config.lanes)
+            entries = entry_counts(block, self.layer.weight_bits)
+            counts += entries
+            costs += row_costs(entries, self.config.lanes)
         assigned = balance_rows(costs, self.config.engines, self.tiling.rows_per_engine)
-        return [_alternate(rows) for rows in assigned]
+        most = max(self.tiling.positions)
+        return [_interleave(rows, counts, self.config, most) for rows in assigned]
 
     def _pack_block(self, block: Csr, rows: NDArray[np.int64],
                     assigned: list[NDArray[np.int64]], c: int) -> PackedStreams:

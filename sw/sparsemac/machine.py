@@ -239,7 +239,7 @@ class Machine:
 
     def _count(self, command: Exec, streams: UnpackedStreams) -> None:
         entries = np.maximum(streams.counts, 1) * command.positions
-        cycles = row_costs(streams.counts, self.config.lanes) * command.positions
+        cycles = row_costs(streams.counts, self.config.shortest_row_cycles) * command.positions
         per_engine = np.bincount(streams.engine_of_row, cycles, minlength=self.config.engines)
         self.counters["ISSUED"] += int(entries.sum())
         self.counters["FILLERS"] += streams.fillers

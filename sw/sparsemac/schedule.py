@@ -9,12 +9,14 @@ from numpy.typing import NDArray
 __all__ = ["balance", "balance_rows", "row_costs"]
 
 
-def row_costs(counts: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
+def row_costs(counts: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:
     """Returns (rows,) cycles that a row takes at each position.
 
-    One cycle for each entry, but no fewer than there are lanes: sums leave one lane per cycle.
+    One cycle for each entry, but no fewer than ``shortest``: `CoreConfig.shortest_row_cycles` for a
+    row among longer ones, the lanes if many short rows follow one another, since results leave an
+    engine one per cycle.
     """
-    return np.maximum(np.maximum(counts, lanes), 1)
+    return np.maximum(np.maximum(counts, shortest), 1)
 
 
 def balance_rows(

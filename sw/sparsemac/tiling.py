@@ -165,7 +165,7 @@ def _costs(
     tiles = len(tiling.column_tiles(csr.shape[1]))
     keys = csr.rows_of_entries * tiles + csr.indices // tiling.columns
     counts = np.bincount(keys, minlength=csr.shape[0] * tiles).reshape(csr.shape[0], tiles)
-    costs = row_costs(counts, config.lanes)
+    costs = row_costs(counts, config.shortest_row_cycles)
     cycles = np.zeros((len(tiling.row_tiles), tiles))
     beats, unpacking = np.zeros_like(cycles), np.zeros_like(cycles)
     header_cycles = ceil_div(row_bits, HEADER_BITS) + 1
@@ -173,7 +173,9 @@ def _costs(
     for r, tile in enumerate(tiling.row_tiles):
         mine = costs[tile.rows]
         # Longest first balances to within a row of the mean.
-        cycles[r] = np.maximum(mine.sum(0) / config.engines, mine.max(0, initial=0))
+        results = len(tile.rows) * config.lanes  # leave an engine one per cycle
+        cycles[r] = np.maximum(
+            np.maximum(mine.sum(0), results) / config.engines, mine.max(0, initial=0))
         bits = counts[tile.rows].sum(0) * entry_bits + len(tile.rows) * row_bits
         # All streams are as long as the longest: with few rows, that of the longest row.
         uneven = np.maximum(1, cycles[r] * config.engines / np.maximum(mine.sum(0), 1))

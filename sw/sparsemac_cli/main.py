@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import sparsemac
 from sparsemac.errors import DeviceError, MissingDependency
 
-from . import bench, build, demo, doctor, generate
+from . import bench, build, cosim, demo, doctor, generate
 from ._report import DEVICE_ERROR, MISSING_TOOL, USAGE
 
 __all__ = ["main"]
 
-COMMANDS = (demo, generate, build, bench, doctor)
+COMMANDS = (demo, generate, build, bench, cosim, doctor)
 
 log = logging.getLogger("sparsemac")
 

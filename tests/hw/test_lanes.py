@@ -27,7 +27,9 @@ def test_sums_rows_lane_by_lane(lanes, bus_width):
     config = CoreConfig(engines=1, lanes=lanes, act_depth=64, bus_width=bus_width, fifo_depth=64)
     dut = MacLanes(config)
     activations = np.random.default_rng(seed).integers(-128, 128, (lanes, 64))
-    expected, sums, latencies = [], [], []
+    buses = config.sum_buses
+    expected, sums = [[] for _ in range(buses)], [[] for _ in range(buses)]
+    latencies = []
     cycle = [0]
     ended = []
 
@@ -40,7 +42,7 @@ def test_sums_rows_lane_by_lane(lanes, bus_width):
             await ctx.tick()
         ctx.set(dut.w_en, 0)
         for _ in range(20):
-            count = rng.randrange(lanes, lanes + 6)
+            count = rng.randrange(config.shortest_row_cycles, lanes + 6)
             total = np.zeros(lanes, np.int64)
             for j in range(count):
                 while rng.random() < 0.3:
@@ -58,16 +60,20 @@ def test_sums_rows_lane_by_lane(lanes, bus_width):
                     ended.append(cycle[0])
                 await ctx.tick()
             ctx.set(dut.i_valid, 0)
-            expected.extend(total.tolist())
+            for b, part in enumerate(np.split(total, buses)):
+                expected[b].extend(part.tolist())
         for _ in range(lanes + 2 * MacLanes.LATENCY_CYCLES):
             await ctx.tick()
 
     async def watch(ctx):
-        async for *_, valid, acc in ctx.tick().sample(dut.o_valid, dut.o_acc):
-            if valid:
-                if len(sums) % lanes == 0:
-                    latencies.append(cycle[0] - ended[len(sums) // lanes])
-                sums.append(acc)
+        group = lanes // buses
+        while True:
+            sampled = (await ctx.tick().sample(*dut.o_valid, *dut.o_acc))[2:]
+            for b in range(buses):
+                if sampled[b]:
+                    if b == 0 and len(sums[0]) % group == 0:
+                        latencies.append(cycle[0] - ended[len(sums[0]) // group])
+                    sums[b].append(sampled[buses + b])
             cycle[0] += 1
 
     simulate(dut, drive, background=[watch])
@@ -92,7 +98,7 @@ def test_accumulator_wraps_at_its_width():
             await ctx.tick()
         ctx.set(dut.i_valid, 0)
         for _ in range(8):
-            *_, valid, acc = await ctx.tick().sample(dut.o_valid, dut.o_acc)
+            *_, valid, acc = await ctx.tick().sample(dut.o_valid[0], dut.o_acc[0])
             if valid:
                 sums.append(acc)
 

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Top of the ULX3S: PLL, reset, serial line, one lamp."""
+
+from amaranth.hdl import (
+    ClockDomain,
+    ClockSignal,
+    Const,
+    Elaboratable,
+    Instance,
+    Module,
+    ResetSignal,
+    Signal,
+)
+
+from .registry import Board
+from .soc import UartSoc
+
+__all__ = ["OSCILLATOR_HZ", "Ulx3sTop", "pll_dividers"]
+
+OSCILLATOR_HZ = 25_000_000
+#: EHXPLLL: the VCO runs at 400 to 800 MHz (Lattice FPGA-TN-02200, table 18.1).
+VCO_HZ = (400_000_000, 800_000_000)
+#: Cycles that the reset is held after the PLL has locked.
+RESET_CYCLES = 16
+
+
+def pll_dividers(clock_hz: int) -> tuple[int, int]:
+    """Returns (feedback, output) dividers that make ``clock_hz`` of the oscillator.
+
+    Raises
+    ------
+    ValueError    If it is no multiple of the oscillator, naming the nearest that is.
+    """
+    feedback = round(clock_hz / OSCILLATOR_HZ)
+    if feedback * OSCILLATOR_HZ != clock_hz or not 1 <= feedback <= 16:
+        nearest = min(max(feedback, 1), 16) * OSCILLATOR_HZ
+        raise ValueError(
+            f"clock_hz must be a multiple of {OSCILLATOR_HZ}, not {clock_hz} "
+            f"(nearest legal value: {nearest})"
+        )
+    output = -(-VCO_HZ[0] // clock_hz)
+    return feedback, output
+
+
+class Ulx3sTop(Elaboratable):
+    """Clock from the PLL, the reset of which also holds the core; RX and TX of the USB bridge."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware; ``platform`` is the board's."""
+        m = Module()
+        oscillator = platform.request("clk25", dir="i")  # type: ignore[attr-defined]
+        uart = platform.request("uart", 0)  # type: ignore[attr-defined]
+        lamp = platform.request("led", 0)  # type: ignore[attr-defined]
+        m.domains.sync = ClockDomain()
+        clock = Signal()
+        locked = Signal()
+        feedback, output = pll_dividers(self._board.clock_hz)
+        m.submodules.pll = Instance(
+            "EHXPLLL",
+            ("a", "FREQUENCY_PIN_CLKI", str(OSCILLATOR_HZ / 1e6)),
+            ("a", "FREQUENCY_PIN_CLKOP", str(self._board.clock_hz / 1e6)),
+            ("p", "CLKI_DIV", 1), ("p", "CLKFB_DIV", feedback), ("p", "CLKOP_DIV", output),
+            ("p", "CLKOP_ENABLE", "ENABLED"), ("p", "CLKOP_CPHASE", output // 2),
+            ("p", "FEEDBK_PATH", "CLKOP"), ("p", "PLLRST_ENA", "DISABLED"),
+            ("i", "CLKI", oscillator.i), ("i", "CLKFB", clock),
+            ("i", "RST", Const(0)), ("i", "STDBY", Const(0)), ("i", "PHASESEL0", Const(0)),
+            ("i", "PHASESEL1", Const(0)), ("i", "PHASEDIR", Const(0)), ("i", "PHASESTEP", Const(0)),
+            ("i", "PHASELOADREG", Const(0)), ("i", "PLLWAKESYNC", Const(0)),
+            ("i", "ENCLKOP", Const(0)),
+            ("o", "CLKOP", clock), ("o", "LOCK", locked),
+        )
+        m.d.comb += ClockSignal("sync").eq(clock)
+        platform.add_clock_constraint(clock, self._board.clock_hz)  # type: ignore[attr-defined]
+
+        held = Signal(range(RESET_CYCLES + 1), init=RESET_CYCLES, reset_less=True)
+        with m.If(~locked):
+            m.d.sync += held.eq(RESET_CYCLES)
+        with m.Elif(held != 0):
+            m.d.sync += held.eq(held - 1)
+        m.d.comb += ResetSignal("sync").eq(held != 0)
+
+        m.submodules.soc = soc = UartSoc(
+            self._board.config, self._board.memory_bytes, self._board.divisor)
+        m.d.comb += [soc.rx.eq(uart.rx.i), uart.tx.o.eq(soc.tx), lamp.o.eq(soc.busy)]
+        return m
