@@ -21,6 +21,7 @@ __all__ = [
 
 MAX_MULTIPLIER_BITS = 35
 MAX_SHIFT = 31
+MAX_LEFT_SHIFT = MAX_MULTIPLIER_BITS - 31
 
 #: The multiplier is split here, so that both partial products fit 64 bits.
 _SPLIT = 16
@@ -78,9 +79,9 @@ def requantize(
 def quantize_multiplier(real: ArrayLike) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
     """Turns positive factors into multipliers and right shifts.
 
-    As TensorFlow Lite's QuantizeMultiplier (``quantization_util.cc``): a 31-bit significand, rounded
-    to nearest, and a power of two. A factor of 1 or more moves its left shift into the multiplier;
-    one below 2**-32 becomes zero, as there.
+    As TensorFlow Lite's QuantizeMultiplier (``quantization_util.cc``): a 31-bit significand,
+    rounded to nearest, and a power of two. A factor of 1 or more moves its left shift into the
+    multiplier; one below 2**-32 becomes zero, as there.
 
     Returns
     -------
@@ -92,16 +93,19 @@ def quantize_multiplier(real: ArrayLike) -> tuple[NDArray[np.uint64], NDArray[np
     """
     factors = np.asarray(real, np.float64)
     if (bad := ~(np.isfinite(factors) & (factors > 0))).any():
-        raise ValueError(f"a scale factor must be positive and finite, not {factors[bad].flat[0]!r}")
-    if (factors >= 16).any():
         raise ValueError(
-            f"a scale factor must be below 16, not {factors.max()!r} (nearest legal value: 15.99)"
+            f"a scale factor must be positive and finite, not {float(factors[bad].flat[0])!r}"
         )
     significand, exponent = np.frexp(factors)
     fixed = np.floor(significand * (1 << 31) + 0.5).astype(np.int64)
     carry = fixed == 1 << 31
     fixed = np.where(carry, fixed >> 1, fixed)
     exponent = exponent.astype(np.int64) + carry
+    if (exponent > MAX_LEFT_SHIFT).any():  # also of a factor that rounds up to 16
+        raise ValueError(
+            f"a scale factor must be below 16, not {float(factors.max())!r} "
+            f"(nearest legal value: 15.99)"
+        )
     tiny = exponent < -MAX_SHIFT
     multiplier = np.where(tiny, 0, fixed << np.maximum(exponent, 0))
     shift = np.where(tiny, 0, np.maximum(-exponent, 0))
@@ -109,9 +113,11 @@ def quantize_multiplier(real: ArrayLike) -> tuple[NDArray[np.uint64], NDArray[np
 
 
 def pack_int4(values: ArrayLike) -> NDArray[np.uint8]:
-    """Packs int4 values two to a byte, the first in the low nibble; an odd one is padded with 0."""
+    """Packs int4 values two to a byte, the first in the low nibble; an odd one gets a zero."""
     array = np.asarray(values)
     if array.dtype != ml_dtypes.int4:
+        if array.dtype.kind not in "iu" and array.size:
+            raise TypeError(f"int4 values must be integers, not {array.dtype}")
         wide = array.astype(np.int64)
         if wide.size and (wide.min() < -8 or wide.max() > 7):
             bad = wide[(wide < -8) | (wide > 7)].flat[0]
@@ -119,7 +125,7 @@ def pack_int4(values: ArrayLike) -> NDArray[np.uint8]:
         array = wide.astype(ml_dtypes.int4)
     nibbles = array.astype(np.int8).ravel().view(np.uint8) & 15
     nibbles = np.concatenate([nibbles, np.zeros(nibbles.size % 2, np.uint8)])
-    return nibbles[::2] | nibbles[1::2] << 4
+    return (nibbles[::2] | nibbles[1::2] << 4).astype(np.uint8)
 
 
 def unpack_int4(packed: ArrayLike, count: int) -> NDArray[np.int8]:

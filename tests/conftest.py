@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of all packages share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The folder of real matrices, networks and images that some tests are run on."""
+    named = os.environ.get("SPARSEMAC_DATA")
+    folder = Path(named) if named else ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the data folder is missing: {folder} (SPARSEMAC_DATA names another)")
+    return folder
