@@ -197,7 +197,9 @@ class Machine:
             raise MachineFault(FaultCode.SIZE)
 
     @staticmethod
-    def _walk(positions: int, width: int, step: int, wrap_step: int, modulus: int) -> NDArray[np.int64]:
+    def _walk(
+        positions: int, width: int, step: int, wrap_step: int, modulus: int
+    ) -> NDArray[np.int64]:
         """a(p) of `sparsemac.commands`."""
         p = np.arange(1, positions, dtype=np.int64)
         steps = np.where(p % width == 0, wrap_step, step)
