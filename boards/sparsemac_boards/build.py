@@ -8,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from amaranth.hdl import UnusedElaboratable
 from sparsemac.errors import DeviceError, MissingDependency
 
 from .registry import BOARDS, Board
@@ -111,10 +113,14 @@ def build(name: str, directory: Path) -> BuildReport:
     platform = _platform(board)
     # The oscillator's pin must not become the clock: the top makes its own domain.
     platform.default_clk = None
-    plan = platform.build(
-        Ulx3sTop(board), do_build=False, synth_opts="-abc9 -no-rw-check", nextpnr_opts=
-        "--router router2 --report report.json --seed 1 --timing-allow-fail", ecppack_opts="--compress",
-    )
+    with warnings.catch_warnings():
+        # amaranth-boards makes a buffer for every pin that it might have to drive.
+        warnings.simplefilter("ignore", UnusedElaboratable)
+        plan = platform.build(
+            Ulx3sTop(board), do_build=False, synth_opts="-abc9 -no-rw-check",
+            nextpnr_opts="--router router2 --report report.json --seed 1 --timing-allow-fail",
+            ecppack_opts="--compress",
+        )
     directory.mkdir(parents=True, exist_ok=True)
     # Run from its own folder with relative names: the tools from PyPI see no other files.
     plan.extract(str(directory))

@@ -42,7 +42,7 @@ BOARDS = {
             name="ulx3s-85f",
             config=CoreConfig(engines=2, lanes=8, act_depth=2048, entry_depth=512, psum_depth=512),
             memory_bytes=1 << 16,
-            clock_hz=50_000_000,
+            clock_hz=37_500_000,
             baud=1_000_000,
             platform="amaranth_boards.ulx3s:ULX3S_85F_Platform",
         ),

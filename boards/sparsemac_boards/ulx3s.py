@@ -24,22 +24,25 @@ VCO_HZ = (400_000_000, 800_000_000)
 RESET_CYCLES = 16
 
 
-def pll_dividers(clock_hz: int) -> tuple[int, int]:
-    """Returns (feedback, output) dividers that make ``clock_hz`` of the oscillator.
+def pll_dividers(clock_hz: int) -> tuple[int, int, int]:
+    """Returns (reference, feedback, output) dividers that make ``clock_hz`` of the oscillator.
 
     Raises
     ------
-    ValueError    If it is no multiple of the oscillator, naming the nearest that is.
+    ValueError    If none do, naming the nearest clock that some do.
     """
-    feedback = round(clock_hz / OSCILLATOR_HZ)
-    if feedback * OSCILLATOR_HZ != clock_hz or not 1 <= feedback <= 16:
-        nearest = min(max(feedback, 1), 16) * OSCILLATOR_HZ
+    legal = {
+        OSCILLATOR_HZ * feedback // reference: (reference, feedback)
+        for reference in (2, 1)  # the phase detector needs 10 MHz
+        for feedback in range(1, 17)
+    }
+    if clock_hz not in legal:
+        nearest = min(legal, key=lambda clock: abs(clock - clock_hz))
         raise ValueError(
-            f"clock_hz must be a multiple of {OSCILLATOR_HZ}, not {clock_hz} "
+            f"clock_hz must be one that the PLL makes of {OSCILLATOR_HZ}, not {clock_hz} "
             f"(nearest legal value: {nearest})"
         )
-    output = -(-VCO_HZ[0] // clock_hz)
-    return feedback, output
+    return (*legal[clock_hz], -(-VCO_HZ[0] // clock_hz))
 
 
 class Ulx3sTop(Elaboratable):
@@ -57,12 +60,12 @@ class Ulx3sTop(Elaboratable):
         m.domains.sync = ClockDomain()
         clock = Signal()
         locked = Signal()
-        feedback, output = pll_dividers(self._board.clock_hz)
+        reference, feedback, output = pll_dividers(self._board.clock_hz)
         m.submodules.pll = Instance(
             "EHXPLLL",
             ("a", "FREQUENCY_PIN_CLKI", str(OSCILLATOR_HZ / 1e6)),
             ("a", "FREQUENCY_PIN_CLKOP", str(self._board.clock_hz / 1e6)),
-            ("p", "CLKI_DIV", 1), ("p", "CLKFB_DIV", feedback), ("p", "CLKOP_DIV", output),
+            ("p", "CLKI_DIV", reference), ("p", "CLKFB_DIV", feedback), ("p", "CLKOP_DIV", output),
             ("p", "CLKOP_ENABLE", "ENABLED"), ("p", "CLKOP_CPHASE", output // 2),
             ("p", "FEEDBK_PATH", "CLKOP"), ("p", "PLLRST_ENA", "DISABLED"),
             ("i", "CLKI", oscillator.i), ("i", "CLKFB", clock),
