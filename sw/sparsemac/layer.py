@@ -3,7 +3,6 @@
 
 import io
 import json
-import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -57,24 +56,28 @@ class LinearLayer:
     def __post_init__(self) -> None:
         low, high = weight_range(self.weight_bits)
         if not isinstance(self.weights, Csr):
-            raise TypeError(f"weights must be a Csr (see as_csr), not {type(self.weights).__name__}")
+            raise TypeError(
+                f"weights must be a Csr (see as_csr), not {type(self.weights).__name__}"
+            )
         data = self.weights.data
         if data.size and (data.min() < low or data.max() > high):
             raise ValueError(f"weights must be {low} to {high}, not {data.min()} to {data.max()}")
+        object.__setattr__(self, "mode", OutputMode(self.mode))
         for name in ("zero_point", "low", "high", "input_zero_point"):
-            as_int_in(name, getattr(self, name), -128, 127)
+            object.__setattr__(self, name, as_int_in(name, getattr(self, name), -128, 127))
         if self.low > self.high:
             raise ValueError(f"low must be at most high, {self.high}, not {self.low}")
         for name in ("input_scale", "output_scale"):
             scale = getattr(self, name)
             if not (np.isfinite(scale) and scale > 0):
                 raise ValueError(f"{name} must be positive and finite, not {scale!r}")
+            object.__setattr__(self, name, float(scale))
         self._check_vectors()
 
     def _check_vectors(self) -> None:
         limits = {"bias": (-(1 << 31), (1 << 31) - 1),
                   "multiplier": (0, (1 << MAX_MULTIPLIER_BITS) - 1), "shift": (0, MAX_SHIFT)}
-        quantized = OutputMode(self.mode) != OutputMode.RAW
+        quantized = self.mode != OutputMode.RAW
         for name in ("multiplier", "shift"):
             if (getattr(self, name) is None) == quantized:
                 need = "given" if quantized else "None"
@@ -83,12 +86,15 @@ class LinearLayer:
             value = getattr(self, name)
             if value is None:
                 continue
-            if value.dtype.kind not in "iu":
-                raise TypeError(f"{name} must hold integers, not {value.dtype}")
+            if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+                kind = getattr(value, "dtype", type(value).__name__)
+                raise TypeError(f"{name} must be an array of integers, not {kind}")
             if value.shape != (self.outputs,):
                 raise ValueError(f"{name} must have shape ({self.outputs},), not {value.shape}")
             if value.size and (int(value.min()) < low or int(value.max()) > high):
-                raise ValueError(f"{name} must be {low} to {high}, not {value.min()} to {value.max()}")
+                raise ValueError(
+                    f"{name} must be {low} to {high}, not {value.min()} to {value.max()}"
+                )
 
     @property
     def inputs(self) -> int:
@@ -137,7 +143,8 @@ def save_network(
     for i, layer in enumerate(layers):
         csr = layer.weights.without_zeros()
         arrays[f"{i}.counts"] = csr.row_lengths.astype(np.uint32)
-        arrays[f"{i}.columns"] = csr.indices.astype(np.uint16 if csr.shape[1] <= 1 << 16 else np.uint32)
+        narrow = csr.shape[1] <= 1 << 16
+        arrays[f"{i}.columns"] = csr.indices.astype(np.uint16 if narrow else np.uint32)
         arrays[f"{i}.data"] = pack_int4(csr.data) if layer.weight_bits == 4 else csr.data
         for name in ("bias", "multiplier", "shift"):
             if (value := getattr(layer, name)) is not None:
@@ -169,26 +176,27 @@ def load_network(path: str | Path) -> tuple[list[LinearLayer], dict[str, Any]]:
     ------
     ValueError    Naming the file and what is wrong with it: not a network, truncated, another
                   version, or a checksum that differs.
+    OSError       If the file cannot be read.
     """
     path = Path(path)
+    data = path.read_bytes()
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         header = json.loads(arrays["header"].tobytes())
         version = header["version"]
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zlib.error,
-            zipfile.BadZipFile, NotImplementedError) as error:
+    except Exception as error:  # damaged archives raise many kinds, which are not documented
         raise ValueError(f"{path.name} must be a packed network: {error}") from None
     if version != FILE_VERSION:
         raise ValueError(f"version of {path.name} must be {FILE_VERSION}, not {version!r}")
     if (found := _checksum(arrays, header)) != header.get("checksum"):
         raise ValueError(
-            f"checksum of {path.name} must be {header.get('checksum')!r}, not {found} (damaged file)"
+            f"checksum of {path.name} must be {header.get('checksum')!r}, not {found}: "
+            f"the file is damaged"
         )
     try:
-        return [_layer(arrays, i, spec) for i, spec in enumerate(header["layers"])], header["extras"]
+        layers = [_layer(arrays, i, spec) for i, spec in enumerate(header["layers"])]
+        return layers, header["extras"]
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path.name} must be a packed network: {error!r} is missing") from None
 
