@@ -2,6 +2,7 @@
 """Layer-wise golden model: the mathematics of a network, in exact integers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,10 @@ def run_layer(layer: LinearLayer, x: NDArray[np.int8]) -> NDArray[np.int8] | NDA
     -------
     (outputs, columns) int8, or int32 in mode RAW.
     """
+    if x.dtype != np.int8:
+        raise TypeError(f"inputs of {layer.name} must be int8, not {x.dtype}")
+    if x.ndim != 2 or len(x) != layer.inputs:
+        raise ValueError(f"inputs of {layer.name} must be ({layer.inputs}, columns), not {x.shape}")
     sums = matmul(layer.weights, x)
     if layer.bias is not None:
         sums += layer.bias.astype(np.int64)[:, None]
@@ -74,8 +79,8 @@ def run_layer(layer: LinearLayer, x: NDArray[np.int8]) -> NDArray[np.int8] | NDA
 def run_network(
     layers: Sequence[LinearLayer], x: NDArray[np.int8]
 ) -> NDArray[np.int8] | NDArray[np.int32]:
-    """Runs layers one after another; see `run_layer`."""
-    values: NDArray[np.int8] | NDArray[np.int32] = x
+    """Runs layers one after another; all but the last must have int8 outputs. See `run_layer`."""
+    values: NDArray[Any] = x
     for layer in layers:
-        values = run_layer(layer, values.astype(np.int8))
+        values = run_layer(layer, values)
     return values
