@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sparse integer matrices as users have them: compressed sparse rows, checked."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,12 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from ._checks import as_int_in
+
 __all__ = ["Csr", "as_csr", "weight_range"]
 
 INT4 = np.dtype(ml_dtypes.int4)
+LARGEST = (1 << 63) - 1
 
 
 def weight_range(weight_bits: int) -> tuple[int, int]:
@@ -105,10 +109,15 @@ def as_csr(matrix: Any, *, weight_bits: int = 8) -> Csr:
     """
     low, high = weight_range(weight_bits)
     if hasattr(matrix, "tocsr") and not _is_csr(matrix):
+        # SciPy's tocsr sums duplicates in their own type, and 8-bit sums wrap around.
+        if hasattr(matrix, "tocoo"):
+            return _from_coordinates(matrix.tocoo(), low, high)
         matrix = matrix.tocsr()
     if isinstance(matrix, tuple):
         if len(matrix) not in (3, 4):
-            raise ValueError(f"a tuple must be (data, indices, indptr[, shape]), not {len(matrix)} items")
+            raise ValueError(
+                f"a tuple must be (data, indices, indptr[, shape]), not {len(matrix)} items"
+            )
         data, indices, indptr = matrix[:3]
         shape = matrix[3] if len(matrix) == 4 else None
     elif hasattr(matrix, "indptr") and hasattr(matrix, "indices") and hasattr(matrix, "data"):
@@ -118,7 +127,8 @@ def as_csr(matrix: Any, *, weight_bits: int = 8) -> Csr:
         return _from_dense(np.asarray(matrix), low, high)
     else:
         raise TypeError(
-            f"a matrix must be sparse (indptr, indices, data) or a 2-D array, not {type(matrix).__name__}"
+            f"a matrix must be sparse (indptr, indices, data) or a 2-D array, "
+            f"not {type(matrix).__name__}"
         )
     return _from_arrays(data, indices, indptr, shape, low, high)
 
@@ -127,35 +137,56 @@ def _is_csr(matrix: Any) -> bool:
     return getattr(matrix, "format", "csr") == "csr" and hasattr(matrix, "indptr")
 
 
+def _from_coordinates(matrix: Any, low: int, high: int) -> Csr:
+    shape = _shape(matrix.shape, 0, np.zeros(0, np.int64))
+    rows, columns = _index_vector("row", matrix.row), _index_vector("col", matrix.col)
+    data = _vector("data", matrix.data)
+    if not len(rows) == len(columns) == len(data):
+        raise ValueError(
+            f"row, col and data must have one length, not {len(rows)}, {len(columns)}, {len(data)}"
+        )
+    if (bad := np.flatnonzero((rows < 0) | (rows >= shape[0]))).size:
+        at = int(bad[0])
+        raise ValueError(f"row must be 0 to {shape[0] - 1}, not {rows[at]} (entry {at})")
+    order = np.argsort(rows, kind="stable")
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=shape[0]))])
+    return _from_arrays(data[order], columns[order], indptr.astype(np.int64), shape, low, high)
+
+
 def _from_dense(dense: NDArray[Any], low: int, high: int) -> Csr:
     if dense.ndim != 2:
         raise ValueError(f"a dense matrix must have 2 dimensions, not {dense.ndim}")
-    values = _integers("a dense matrix", dense)
+
+    def place(at: int) -> str:
+        return f"row {at // dense.shape[1]}, column {at % dense.shape[1]}"
+
+    values = _integers("a dense matrix", dense, place)
     rows, columns = np.nonzero(values)
     indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=dense.shape[0]))])
-    return _checked(dense.shape, indptr.astype(np.int64), columns.astype(np.int64),
-                    values[rows, columns], low, high)
+    return _checked((dense.shape[0], dense.shape[1]), indptr.astype(np.int64),
+                    columns.astype(np.int64), values[rows, columns], low, high)
 
 
-def _integers(name: str, values: NDArray[Any]) -> NDArray[np.int64]:
-    """Values as int64, if every one of them is an integer."""
-    if values.dtype == INT4 or values.dtype.kind in "iub":
-        if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
-            raise ValueError(f"{name} must fit 64-bit signed integers, not {values.max()}")
+def _integers(name: str, values: NDArray[Any], place: Callable[[int], str]) -> NDArray[np.int64]:
+    """Values as int64, if every one of them is an integer; ``place`` names an element."""
+
+    def refuse(bad: NDArray[Any], rule: str, remedy: str = "") -> None:
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            value = values.ravel()[at]
+            raise ValueError(f"{name} must {rule}, not {value} ({place(at)}){remedy}")
+
+    if values.dtype == INT4 or values.dtype.kind in "ib":
         return values.astype(np.int64)
-    if values.dtype.kind != "f":
+    if values.dtype.kind == "u":
+        refuse(values > np.uint64(LARGEST), "fit 64-bit signed integers")
+    elif values.dtype.kind == "f":
+        refuse(~np.isfinite(values), "be finite")
+        refuse(values != np.rint(values), "hold integers", ": quantize it first")
+        wide = values.astype(np.promote_types(values.dtype, np.float64))
+        refuse(np.abs(wide) >= 2.0**62, "fit 64-bit signed integers")
+    else:
         raise TypeError(f"{name} must hold integers, not {values.dtype}")
-    if not np.isfinite(values).all():
-        at = int(np.flatnonzero(~np.isfinite(values).ravel())[0])
-        raise ValueError(f"{name} must be finite, not {values.ravel()[at]} (element {at})")
-    if (values != np.rint(values)).any():
-        at = int(np.flatnonzero((values != np.rint(values)).ravel())[0])
-        raise ValueError(
-            f"{name} must hold integers, not {values.ravel()[at]} (element {at}): quantize it first "
-            f"(sparsemac.quantize)"
-        )
-    if np.abs(values).max(initial=0) >= 2**62:
-        raise ValueError(f"{name} must fit 64-bit signed integers, not {values.flat[0]}")
     return values.astype(np.int64)
 
 
@@ -176,40 +207,53 @@ def _index_vector(name: str, values: Any) -> NDArray[np.int64]:
 def _shape(shape: Any, rows: int, indices: NDArray[np.int64]) -> tuple[int, int]:
     if shape is None:
         return rows, int(indices.max(initial=-1)) + 1
-    if len(shape) != 2:
+    if not isinstance(shape, (tuple, list, np.ndarray)) or len(shape) != 2:
         raise ValueError(f"shape must be (rows, columns), not {shape!r}")
-    shape = int(shape[0]), int(shape[1])
-    if min(shape) < 0:
-        raise ValueError(f"shape must not be negative, not {shape!r}")
-    return shape
+    return as_int_in("rows", shape[0], 0, LARGEST), as_int_in("columns", shape[1], 0, LARGEST)
 
 
-def _from_arrays(data: Any, indices: Any, indptr: Any, shape: Any, low: int, high: int) -> Csr:
-    indices, indptr = _index_vector("indices", indices), _index_vector("indptr", indptr)
-    values = _integers("data", _vector("data", data))
-    if len(indptr) < 1:
-        raise ValueError("indptr must have one element more than there are rows, not 0")
-    shape = _shape(shape, len(indptr) - 1, indices)
+def _check_indptr(indptr: NDArray[np.int64], shape: tuple[int, int]) -> None:
     if len(indptr) != shape[0] + 1:
-        raise ValueError(f"indptr must have {shape[0] + 1} elements for {shape[0]} rows, not {len(indptr)}")
+        raise ValueError(
+            f"indptr must have {shape[0] + 1} elements for {shape[0]} rows, not {len(indptr)}"
+        )
     if indptr[0] != 0:
         raise ValueError(f"indptr[0] must be 0, not {indptr[0]}")
     if (falls := np.flatnonzero(np.diff(indptr) < 0)).size:
         row = int(falls[0])
-        raise ValueError(f"indptr must not decrease, not {indptr[row]} to {indptr[row + 1]} at row {row}")
+        raise ValueError(
+            f"indptr must not decrease, not {indptr[row]} to {indptr[row + 1]} at row {row}"
+        )
+
+
+def _from_arrays(data: Any, indices: Any, indptr: Any, shape: Any, low: int, high: int) -> Csr:
+    indices, indptr = _index_vector("indices", indices), _index_vector("indptr", indptr)
+    data = _vector("data", data)
+    if len(indptr) < 1:
+        raise ValueError("indptr must have one element more than there are rows, not 0")
+    shape = _shape(shape, len(indptr) - 1, indices)
+    _check_indptr(indptr, shape)
     nnz = int(indptr[-1])
-    for name, array in (("indices", indices), ("data", values)):
+    for name, array in (("indices", indices), ("data", data)):
         if len(array) < nnz:
-            raise ValueError(f"{name} must have {nnz} elements as indptr ends with, not {len(array)}")
-    if len(indices) != len(values) or len(indices) != nnz:
+            raise ValueError(
+                f"{name} must have {nnz} elements as indptr ends with, not {len(array)}"
+            )
+    if len(indices) != len(data) or len(indices) != nnz:
         raise ValueError(
             f"indptr must end with the number of entries, {len(indices)}, not {nnz}"
         )
-    return _checked(shape, indptr, indices, values, low, high)
+
+    def place(at: int) -> str:
+        row = int(np.searchsorted(indptr, at, side="right")) - 1
+        return f"row {row}, column {indices[at]}"
+
+    return _checked(shape, indptr, indices, _integers("data", data, place), low, high)
 
 
 def _checked(shape: tuple[int, int], indptr: NDArray[np.int64], indices: NDArray[np.int64],
              values: NDArray[np.int64], low: int, high: int) -> Csr:
+    """A `Csr` of arrays that fit one another; columns are sorted, columns and values checked."""
     rows = np.repeat(np.arange(shape[0]), np.diff(indptr))
     if (bad := np.flatnonzero((indices < 0) | (indices >= shape[1]))).size:
         at = int(bad[0])
@@ -219,10 +263,11 @@ def _checked(shape: tuple[int, int], indptr: NDArray[np.int64], indices: NDArray
     if (bad := np.flatnonzero((values < low) | (values > high))).size:
         at = int(bad[0])
         raise ValueError(
-            f"weights must be {low} to {high}, not {values[at]} (row {rows[at]}, column {indices[at]})"
+            f"weights must be {low} to {high}, not {values[at]} "
+            f"(row {rows[at]}, column {indices[at]})"
         )
-    inside = np.diff(indices) < 0
-    if inside.size and (inside & (np.diff(rows) == 0)).any():
+    falls = np.diff(indices) < 0
+    if (falls & (np.diff(rows) == 0)).any():
         order = np.lexsort((indices, rows))  # stable: duplicates keep their order
         indices, values = indices[order], values[order]
-    return Csr((int(shape[0]), int(shape[1])), indptr, indices, values.astype(np.int8))
+    return Csr(shape, indptr, indices, values.astype(np.int8))

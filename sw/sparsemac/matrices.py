@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads sparse matrices from the files they come in.
 
-``.smtx``   the text format of the Deep Learning Matrix Collection (Gale et al., "Sparse GPU Kernels
-            for Deep Learning", SC 2020): ``rows, cols, nnz``, row offsets, column indices; no values
+``.smtx``   the text format of the Deep Learning Matrix Collection (Gale et al., "Sparse GPU
+            Kernels for Deep Learning", SC 2020): a line ``rows, cols, nnz``, a line of row
+            offsets, a line of column indices; no values
 ``.mtx``    Matrix Market (Boisvert et al., NISTIR 5935, 1996), by SciPy
 ``.npz``    SciPy's ``save_npz``
 ``.npy``    a dense NumPy array
 """
 
-import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from .csr import Csr, as_csr, weight_range
 __all__ = ["Matrix", "quantize_matrix", "random_values", "read_matrix"]
 
 #: A declared size beyond this is refused before anything is allocated [elements].
-MAX_SIDE = 1 << 31
+MAX_SIDE = 1 << 24
 MAX_ENTRIES = 1 << 28
 
 
@@ -61,11 +62,26 @@ def read_matrix(path: str | Path) -> Matrix:
         raise ValueError(f"a matrix file must end in {', '.join(readers)}, not {path.name!r}")
     if not path.exists():
         raise FileNotFoundError(f"no such file: {path}")
+    if path.is_dir():
+        raise ValueError(f"{path.name} must be a file, not a folder")
     matrix = readers[path.suffix](path)
-    if matrix.values is not None and not np.isfinite(matrix.values).all():
-        at = int(np.flatnonzero(~np.isfinite(matrix.values))[0])
-        raise ValueError(f"{path.name}: values must be finite, not {matrix.values[at]} (entry {at})")
+    if matrix.values is not None and (bad := np.flatnonzero(~np.isfinite(matrix.values))).size:
+        at = int(bad[0])
+        row = int(np.searchsorted(matrix.indptr, at, side="right")) - 1
+        raise ValueError(
+            f"{path.name}: values must be finite, not {matrix.values[at]} "
+            f"(row {row}, column {matrix.indices[at]}, both from 0)"
+        )
     return matrix
+
+
+def _check_sizes(where: str, rows: int, columns: int, entries: int) -> None:
+    """Refuses what a file declares before anything of that size is allocated."""
+    if min(rows, columns, entries) < 0 or max(rows, columns) > MAX_SIDE or entries > MAX_ENTRIES:
+        raise ValueError(
+            f"{where}: a matrix must be at most {MAX_SIDE} by {MAX_SIDE} with {MAX_ENTRIES} "
+            f"entries, not {rows} by {columns} with {entries}"
+        )
 
 
 def _read_smtx(path: Path) -> Matrix:
@@ -74,23 +90,23 @@ def _read_smtx(path: Path) -> Matrix:
     except UnicodeDecodeError:
         raise ValueError(f"{path.name} must be ASCII text") from None
 
-    def numbers(line: int, separator: str | None = None) -> NDArray[np.int64]:
-        text = lines[line] if line < len(lines) else ""
+    def numbers(line: int, name: str, count: int,
+                separator: str | None = None) -> NDArray[np.int64]:
+        words = lines[line - 1].split(separator) if line <= len(lines) else []
+        if len(words) != count:
+            raise ValueError(
+                f"{path.name}, line {line}: must hold {count} {name}, not {len(words)}"
+            )
         try:
-            return np.array([int(word) for word in text.split(separator)], np.int64)
+            return np.array(list(map(int, words)), np.int64)
         except (ValueError, OverflowError):
-            raise ValueError(f"{path.name}, line {line + 1}: must hold integers") from None
+            raise ValueError(f"{path.name}, line {line}: must hold 64-bit integers") from None
 
-    header = numbers(0, ",")
-    if len(header) != 3:
-        raise ValueError(f"{path.name}, line 1: must be 'rows, columns, nonzeros'")
-    rows, columns, nnz = header.tolist()
-    if min(rows, columns, nnz) < 0 or max(rows, columns) > MAX_SIDE or nnz > MAX_ENTRIES:
-        raise ValueError(f"{path.name}, line 1: sizes must be 0 to {MAX_SIDE}, not {header.tolist()}")
-    indptr, indices = numbers(1), numbers(2)
-    for line, name, array, count in ((2, "row offsets", indptr, rows + 1), (3, "columns", indices, nnz)):
-        if len(array) != count:
-            raise ValueError(f"{path.name}, line {line}: must hold {count} {name}, not {len(array)}")
+    rows, columns, nnz = numbers(1, "sizes (rows, columns, nonzeros)", 3, ",").tolist()
+    _check_sizes(f"{path.name}, line 1", rows, columns, nnz)
+    indptr, indices = numbers(2, "row offsets", rows + 1), numbers(3, "columns", nnz)
+    if (more := next((k for k in range(3, len(lines)) if lines[k].strip()), 0)):
+        raise ValueError(f"{path.name}, line {more + 1}: must not be there, a file has three lines")
     checked = _named(path, (np.ones(nnz, np.int8), indices, indptr, (rows, columns)))
     return Matrix(path.name, checked.shape, checked.indptr, checked.indices, None)
 
@@ -103,68 +119,71 @@ def _named(path: Path, arrays: tuple[Any, ...]) -> Csr:
         raise ValueError(f"{path.name}: {error}") from None
 
 
+def _parsed(path: Path, parse: Callable[[Path], Any], kind: str) -> Any:
+    """What a parser makes of a file; whatever it raises becomes one kind of error.
+
+    A damaged file meets the ends of SciPy, NumPy, zipfile and zlib: their errors are many and not
+    documented.
+    """
+    try:
+        return parse(path)
+    except Exception as error:
+        raise ValueError(f"{path.name} must be {kind}: {error}") from None
+
+
 def _read_mtx(path: Path) -> Matrix:
     io = need("scipy.io", "scipy", "reading Matrix Market files")
-    try:
-        rows, columns, entries, form, field, _ = io.mminfo(path)
-        if max(rows, columns) > MAX_SIDE or entries > MAX_ENTRIES or (
-                form == "array" and rows * columns > MAX_ENTRIES):
-            raise ValueError(
-                f"sizes must be at most {MAX_SIDE} by {MAX_SIDE} with {MAX_ENTRIES} entries, not "
-                f"{rows} by {columns} with {entries}"
-            )
-        if entries > path.stat().st_size:
-            raise ValueError(f"{entries} entries must take at least as many bytes, the file is truncated")
-        if field == "complex":
-            raise ValueError("values must be real, not complex")
-        matrix = io.mmread(path)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # the parser's own kinds of error are not documented
-        raise ValueError(f"{path.name}: {error}") from None
-    return _from_scipy(path, matrix, pattern=field == "pattern")
+    kind = "a Matrix Market file"
+    rows, columns, entries, _, field, _ = _parsed(path, io.mminfo, kind)
+    _check_sizes(path.name, rows, columns, entries)
+    if entries > path.stat().st_size:
+        raise ValueError(f"{path.name} must have {entries} entries, but is shorter: truncated")
+    if field == "complex":
+        raise ValueError(f"{path.name}: values must be real, not complex")
+    return _from_scipy(path, _parsed(path, io.mmread, kind), pattern=field == "pattern")
 
 
 def _from_scipy(path: Path, matrix: Any, *, pattern: bool = False) -> Matrix:
     """CSR of a SciPy matrix or a dense array; explicit zeros and duplicates are kept."""
+    if len(matrix.shape) != 2:
+        raise ValueError(f"{path.name}: a matrix must have 2 dimensions, not {len(matrix.shape)}")
     if isinstance(matrix, np.ndarray):
         rows, columns = np.nonzero(matrix)
-        values = matrix[rows, columns]
+        values = np.asarray(matrix[rows, columns])
     else:
         coo = matrix.tocoo()
         rows, columns, values = coo.row, coo.col, coo.data
     if values.dtype.kind not in "biuf":
         raise ValueError(f"{path.name}: values must be real numbers, not {values.dtype}")
+    shape = int(matrix.shape[0]), int(matrix.shape[1])
+    _check_sizes(path.name, *shape, len(values))
     order = np.lexsort((columns, rows))
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=matrix.shape[0]))])
+    indptr = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=shape[0]))])
     return Matrix(
-        path.name, (int(matrix.shape[0]), int(matrix.shape[1])), indptr.astype(np.int64),
-        columns[order].astype(np.int64), None if pattern else values[order].astype(np.float64),
+        path.name, shape, indptr.astype(np.int64), columns[order].astype(np.int64),
+        None if pattern else values[order].astype(np.float64),
     )
 
 
 def _read_npz(path: Path) -> Matrix:
     sparse = need("scipy.sparse", "scipy", "reading .npz files")
-    try:
-        matrix = sparse.load_npz(path)
+
+    def load(path: Path) -> Any:
+        with path.open("rb") as file:  # given a path, NumPy leaves damaged archives open
+            matrix = sparse.load_npz(file)
         if hasattr(matrix, "check_format"):
             matrix.check_format(full_check=True)
-        return _from_scipy(path, matrix)
-    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile,
-            AttributeError) as error:
-        raise ValueError(f"{path.name} must be a sparse matrix of SciPy's save_npz: {error}") from None
+        return matrix
+
+    return _from_scipy(path, _parsed(path, load, "a matrix of SciPy's save_npz"))
 
 
 def _read_npy(path: Path) -> Matrix:
-    try:
-        dense = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{path.name} must be a NumPy array: {error}") from None
-    if not isinstance(dense, np.ndarray) or dense.ndim != 2:
-        raise ValueError(f"{path.name} must hold an array of 2 dimensions")
-    if dense.dtype.kind not in "biuf":
-        raise ValueError(f"{path.name}: values must be real numbers, not {dense.dtype}")
-    return _from_scipy(path, dense)
+    def load(path: Path) -> Any:
+        # Mapped, not read: a header that promises more than the file has allocates nothing.
+        return np.lib.format.open_memmap(path, mode="r")
+
+    return _from_scipy(path, _parsed(path, load, "a NumPy array"))
 
 
 def random_values(matrix: Matrix, weight_bits: int, seed: int) -> Csr:
@@ -189,7 +208,8 @@ def quantize_matrix(matrix: Matrix, weight_bits: int) -> tuple[Csr, NDArray[np.f
     rows = np.repeat(np.arange(matrix.shape[0]), np.diff(matrix.indptr))
     largest = np.zeros(matrix.shape[0])
     np.maximum.at(largest, rows, np.abs(matrix.values))
-    scales = np.where(largest > 0, largest, 1.0) / top
+    # A row of denormals keeps a positive scale.
+    scales = np.maximum(np.where(largest > 0, largest, 1.0) / top, np.finfo(np.float64).tiny)
     weights = np.clip(np.rint(matrix.values / scales[rows]), -top, top).astype(np.int8)
     csr = as_csr((weights, matrix.indices, matrix.indptr, matrix.shape), weight_bits=weight_bits)
     return csr, scales
