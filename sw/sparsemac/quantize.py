@@ -38,7 +38,7 @@ def quantize_rows(
 
     Returns
     -------
-    (rows, columns) int8, within -(2**(bits - 1) - 1) to 2**(bits - 1) - 1; (rows,) scales, positive.
+    (rows, columns) int8, at most 2**(weight_bits - 1) - 1 in size; (rows,) scales, positive.
     """
     if weight_bits not in (4, 8):
         raise ValueError(f"weight_bits must be 4 or 8, not {weight_bits!r}")
@@ -47,7 +47,10 @@ def quantize_rows(
         raise ValueError(f"weights must have 2 dimensions, not {weights.ndim}")
     if not np.isfinite(weights).all():
         row = int(np.flatnonzero(~np.isfinite(weights).all(1))[0])
-        raise ValueError(f"weights must be finite, not {weights[row]} in row {row}")
+        column = int(np.flatnonzero(~np.isfinite(weights[row]))[0])
+        raise ValueError(
+            f"weights must be finite, not {weights[row, column]} (row {row}, column {column})"
+        )
     top = (1 << weight_bits - 1) - 1
     largest = np.abs(weights).max(1, initial=0.0)
     full = np.where(largest > 0, largest, 1.0) / top
@@ -81,6 +84,18 @@ def quantize_input(x: NDArray[Any], layer: LinearLayer) -> NDArray[np.int8]:
 def dequantize(y: NDArray[Any], layer: LinearLayer) -> NDArray[np.float64]:
     """Turns the outputs of ``layer`` into real values."""
     return (np.asarray(y, np.float64) - layer.zero_point) * layer.output_scale
+
+
+def _check_layer(
+    i: int, weight: NDArray[np.float64], bias: NDArray[np.float64], inputs: int
+) -> None:
+    if weight.ndim != 2 or weight.shape[1] != inputs or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"layer {i} must take {inputs} inputs and have a bias per output, not "
+            f"weights {weight.shape} and biases {bias.shape}"
+        )
+    if (bad := ~np.isfinite(bias)).any():
+        raise ValueError(f"biases of layer {i} must be finite, not {bias[bad][0]}")
 
 
 def quantize_network(
@@ -119,11 +134,7 @@ def quantize_network(
     layers = []
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         weight, bias = np.asarray(weight, np.float64), np.asarray(bias, np.float64)
-        if weight.ndim != 2 or weight.shape[1] != real.shape[1] or bias.shape != weight.shape[:1]:
-            raise ValueError(
-                f"layer {i} must take {real.shape[1]} inputs and have a bias per output, not "
-                f"weights {weight.shape} and biases {bias.shape}"
-            )
+        _check_layer(i, weight, bias, real.shape[1])
         integers, scales = quantize_rows(weight, weight_bits)
         rounded = integers * scales[:, None]
         corrected = bias + (weight - rounded) @ real.mean(0)
