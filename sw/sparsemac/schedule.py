@@ -6,6 +6,8 @@ import heapq
 import numpy as np
 from numpy.typing import NDArray
 
+from ._checks import as_int
+
 __all__ = ["balance", "balance_rows", "row_costs"]
 
 
@@ -38,8 +40,12 @@ def balance_rows(
     -------
     For each engine its rows, in the order of work.
     """
+    if as_int("engines", engines) < 1:
+        raise ValueError(f"engines must be at least 1, not {engines}")
     if most and len(costs) > most * engines:
-        raise ValueError(f"rows must be at most {most} for each of {engines} engines, not {len(costs)}")
+        raise ValueError(
+            f"rows must be at most {most} for each of {engines} engines, not {len(costs)}"
+        )
     rows: list[list[int]] = [[] for _ in range(engines)]
     load = [(0, e) for e in range(engines)]
     for row in np.argsort(-np.asarray(costs), kind="stable").tolist():
