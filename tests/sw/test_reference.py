@@ -8,7 +8,7 @@ from sparsemac.config import CoreConfig
 from sparsemac.devices.base import check_identity
 from sparsemac.devices.reference import open_device
 from sparsemac.errors import DeviceClosed, DeviceError, DeviceTimeout
-from sparsemac.registers import FaultCode, register_map
+from sparsemac.registers import COUNTERS, FaultCode, register_map
 
 CONFIG = CoreConfig(engines=2, lanes=4, act_depth=256, psum_depth=256, windows=2)
 REGISTERS = register_map(CONFIG)
@@ -89,6 +89,13 @@ def test_counters_are_read_as_atomic_pairs(device):
     assert read(device, "READ_BEATS_LO") == 7
     assert read(device, "READ_BEATS_HI") == 5
     assert (read(device, "CYCLES_LO"), read(device, "CYCLES_HI")) == (0, 9)
+
+
+def test_soft_reset_clears_the_counters_of_the_last_job(device):
+    ring(device)
+    assert read(device, "READ_BEATS_LO") > 0
+    write(device, "CTRL", SOFT_RESET)
+    assert not any(read(device, f"{name}_LO") for name, _ in COUNTERS)
 
 
 def test_core_without_counters_has_no_such_registers():

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """``reference:``: the registers of a core in front of the command-wise golden model."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from .._checks import as_int_in
 from ..config import CoreConfig
 from ..errors import DeviceClosed, DeviceError, DeviceTimeout
 from ..machine import Fault, Machine, Window
-from ..registers import FaultCode, register_map
+from ..registers import COUNTERS, FaultCode, register_map
 from .base import Device
 
 __all__ = ["ReferenceDevice", "open_device"]
@@ -89,6 +91,7 @@ class ReferenceDevice(Device):
         control = self._map["CTRL"]
         if value & control["soft_reset"].mask:
             self._set_fault(None)
+            self._count({})
         elif value & control["start"].mask and not value & control["abort"].mask:
             self._run()
 
@@ -104,10 +107,14 @@ class ReferenceDevice(Device):
     def _run(self) -> None:
         machine = Machine(self.config, self._memory, self.memory_base, self._windows())
         self._set_fault(machine.run(self._values["COMMAND_ADDRESS"], self._values["COMMAND_COUNT"]))
-        if self.config.counters:
-            for name, count in machine.counters.items():
-                self._values[f"{name}_LO"] = count
+        self._count(machine.counters)
         self._values["STATUS"] |= self._map["STATUS"]["done"].mask
+
+    def _count(self, counters: Mapping[str, int]) -> None:
+        """Sets all counters; those that are not given become 0."""
+        if self.config.counters:
+            for name, _ in COUNTERS:
+                self._values[f"{name}_LO"] = counters.get(name, 0)
 
     def _set_fault(self, fault: Fault | None) -> None:
         flag = self._map["STATUS"]["fault"].mask
