@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .config import CoreConfig
 from .devices.base import Device, check_identity
 from .emitter import PackedCache
-from .errors import DeviceBusy, DeviceClosed, DeviceFault, MissingDependency
+from .errors import DeviceBusy, DeviceClosed, DeviceError, DeviceFault, MissingDependency
 from .layer import LinearLayer
 from .program import Program, TooManyColumns, compile_network
 from .registers import FaultCode
@@ -316,6 +316,9 @@ class Core:
             self._closed = True
             try:
                 self._session.close_windows()
+            except DeviceError as error:
+                # The device is gone, or not ours any more: nothing is left to close there.
+                _log.warning("%s was closed without closing its windows: %s", self.device.uri, error)
             finally:
                 self.device.close()
 
