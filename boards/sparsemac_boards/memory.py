@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """On-chip memory behind AXI4, with a second port for the host."""
 
+from typing import Any
+
 from amaranth.hdl import Cat, Module, Mux, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_power_of_two
@@ -32,9 +34,17 @@ class OnChipMemory(wiring.Component):
     Members
     -------
     bus : In(Axi4Signature)
-    host_en, host_we : In(1), host_addr : In(32), host_w_data : In(32)    Strobes; a word of 4 bytes.
+    host_en, host_we : In(1)                       Strobes: read, or with ``host_we`` write.
+    host_addr : In(32), host_w_data : In(32)       A word of 4 bytes.
     host_r_data : Out(32)     The word, one cycle after ``host_en``.
     """
+
+    bus: Any
+    host_en: Signal
+    host_we: Signal
+    host_addr: Signal
+    host_w_data: Signal
+    host_r_data: Signal
 
     def __init__(self, data_width: int, length: int) -> None:
         self._width = data_width

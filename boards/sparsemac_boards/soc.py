@@ -6,6 +6,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 from sparsemac_hw.core import Core
+from sparsemac_hw.streams import connect_stream
 
 from .bridge import LinkBridge
 from .memory import OnChipMemory
@@ -26,20 +27,23 @@ class UartSoc(wiring.Component):
     Members
     -------
     rx : In(1), tx : Out(1)
-    busy : Out(1)          The interrupt, for a lamp.
+    irq : Out(1)           The core's interrupt, for a lamp.
     """
 
     rx: Signal
     tx: Signal
-    busy: Signal
+    irq: Signal
 
     def __init__(self, config: CoreConfig, memory_bytes: int, divisor: int) -> None:
         self._config = config
         self._memory_bytes = memory_bytes
         self._divisor = divisor
-        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "busy": Out(1)})
+        idle_in = In(1, init=1)  # pyright: ignore[reportCallIssue]
+        idle_out = Out(1, init=1)  # pyright: ignore[reportCallIssue]
+        super().__init__({"rx": idle_in, "tx": idle_out, "irq": Out(1)})
 
     def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
         m = Module()
         m.submodules.core = core = Core(self._config)
         m.submodules.memory = memory = OnChipMemory(self._config.bus_width, self._memory_bytes)
@@ -48,11 +52,11 @@ class UartSoc(wiring.Component):
         m.submodules.transmitter = transmitter = UartTransmitter(self._divisor)
         wiring.connect(m, core.m_axi, memory.bus)
         wiring.connect(m, bridge.bus, core.s_axil)
-        wiring.connect(m, bridge.o, transmitter.i)
+        connect_stream(m, bridge.o, transmitter.i)
         m.d.comb += [
             receiver.rx.eq(self.rx),
             self.tx.eq(transmitter.tx),
-            self.busy.eq(core.irq),
+            self.irq.eq(core.irq),
             bridge.i_valid.eq(receiver.o_valid),
             bridge.i_data.eq(receiver.o_data),
             bridge.irq.eq(core.irq),

@@ -15,7 +15,7 @@ _FRAME_BITS = 10  # start, 8 data, stop
 class UartTransmitter(wiring.Component):
     """Sends bytes.
 
-    Throughput: one byte in ``10 * divisor`` cycles.
+    Throughput: one byte in ``10 * divisor + 1`` cycles.
 
     Parameters
     ----------
@@ -32,7 +32,8 @@ class UartTransmitter(wiring.Component):
 
     def __init__(self, divisor: int) -> None:
         self._divisor = as_int_in("divisor", divisor, 4, 65535)
-        super().__init__({"i": In(stream.Signature(8)), "tx": Out(1, init=1)})
+        line = Out(1, init=1)  # pyright: ignore[reportCallIssue]
+        super().__init__({"i": In(stream.Signature(8)), "tx": line})
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -83,8 +84,9 @@ class UartReceiver(wiring.Component):
 
     def __init__(self, divisor: int) -> None:
         self._divisor = as_int_in("divisor", divisor, 4, 65535)
+        line = In(1, init=1)  # pyright: ignore[reportCallIssue]
         super().__init__({
-            "rx": In(1, init=1),
+            "rx": line,
             "o_valid": Out(1),
             "o_data": Out(8),
             "framing_error": Out(1),

@@ -87,5 +87,5 @@ class Ulx3sTop(Elaboratable):
 
         m.submodules.soc = soc = UartSoc(
             self._board.config, self._board.memory_bytes, self._board.divisor)
-        m.d.comb += [soc.rx.eq(uart.rx.i), uart.tx.o.eq(soc.tx), lamp.o.eq(soc.busy)]
+        m.d.comb += [soc.rx.eq(uart.rx.i), uart.tx.o.eq(soc.tx), lamp.o.eq(soc.irq)]
         return m

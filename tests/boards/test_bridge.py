@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The bridge behind raw bytes, between registers and a memory."""
+
 import random
 import struct
-import zlib
 
-from amaranth.hdl import Module, Signal
 from sparsemac.link import LinkOp, LinkStatus, Reply, Request
-from sparsemac_boards.bridge import LinkBridge, crc32_step
+from sparsemac_boards.bridge import LinkBridge
 from sparsemac_hw.testing import simulate
 
 MEMORY_BYTES = 4096
@@ -93,28 +93,6 @@ class Bench:
     def run(self, host):
         simulate(self.dut, host, background=[self.memory_port, self.registers_port, self.line],
                  max_cycles=200_000)
-
-
-def test_crc_step_is_that_of_zlib():
-    data = bytes(range(0, 250, 7))
-    crc, byte, after = Signal(32), Signal(8), Signal(32)
-    m = Module()
-    m.d.comb += after.eq(crc32_step(crc, byte))
-    state = [0xFFFF_FFFF]
-
-    async def drive(ctx):
-        for value in data:
-            ctx.set(crc, state[0])
-            ctx.set(byte, value)
-            await ctx.delay(1e-9)
-            state[0] = ctx.get(after)
-
-    from amaranth.sim import Simulator
-
-    simulator = Simulator(m)
-    simulator.add_testbench(drive)
-    simulator.run()
-    assert state[0] ^ 0xFFFF_FFFF == zlib.crc32(data)
 
 
 def test_e1_carries_out_sound_requests_and_drops_damaged_ones():
