@@ -27,30 +27,41 @@ Entries follow until ``count`` of them had a weight other than zero::
 
 With o = 0 at the start of the row:
 
-- an entry whose weight is not zero multiplies activation offset ``o + field``; then o is that plus 1;
+- an entry whose weight is not zero multiplies activation offset ``o + field``; then o is that
+  plus 1;
 - an entry whose weight is zero is a *filler*: it multiplies nothing, and ``o`` grows by
   ``(field + 1) << delta_bits``. Two entries thus span ``2**(2 * delta_bits)`` columns;
 - with absolute offsets, ``field`` is the offset itself: any order, duplicates allowed, no fillers.
 
-With ``delta_bits`` 0 an entry is a bare weight and a zero weight steps over one column: a dense row.
-Weights that are explicitly zero are dropped by the packer; an empty row yields its bias.
+With ``delta_bits`` 0 an entry is a bare weight, and a zero weight steps over one column: a dense
+row. Weights that are explicitly zero are dropped by the packer; an empty row yields its bias.
 """
 
-import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ._coding import (
+    choose_format,
+    code_entries,
+    entropy_bound_bits,
+    entry_counts,
+    merge_duplicates,
+)
 from .commands import StreamFormat
-from .csr import Csr
+from .csr import Csr, weight_range
 from .errors import UnsupportedLayer
 from .registers import FaultCode
 
 __all__ = [
+    "BIAS_BITS",
+    "HEADER_BITS",
     "MAX_COUNT",
     "MAX_OFFSETS",
     "MAX_OUT_OFFSET",
+    "SCALE_BITS",
     "PackedStreams",
     "StreamError",
     "UnpackedStreams",
@@ -113,98 +124,89 @@ class PackedStreams:
         return 8 * len(self.data) - self.parameter_bits
 
 
-def _gaps(csr: Csr) -> NDArray[np.int64]:
-    """(nnz,) columns between an entry and the one before it in its row, both excluded."""
-    gaps = csr.indices.copy()
-    gaps[1:] -= csr.indices[:-1] + 1
-    starts = csr.indptr[:-1][csr.row_lengths > 0]
-    gaps[starts] = csr.indices[starts]
-    return gaps
-
-
-def _fillers(gaps: NDArray[np.int64], delta_bits: int) -> NDArray[np.int64]:
-    """(nnz,) fillers in front of each entry."""
-    return -(-(gaps >> delta_bits) // (1 << delta_bits))
-
-
-def _merged(csr: Csr, weight_bits: int) -> tuple[Csr, bool]:
-    """Without explicit zeros, duplicates summed up where the sum is a weight.
-
-    The second value tells whether duplicates remain, which only absolute offsets can code.
-    """
-    csr = csr.without_zeros()
-    same = (np.diff(csr.indices) == 0) & (np.diff(csr.rows_of_entries) == 0)
-    if not same.any():
-        return csr, False
-    first = np.concatenate([[True], ~same])
-    starts = np.flatnonzero(first)
-    sums = np.add.reduceat(csr.data.astype(np.int64), starts)
-    high = (1 << weight_bits - 1) - 1
-    if (sums > high).any() or (sums < -high - 1).any():
-        return csr, True
-    kept = np.concatenate([[0], np.cumsum(first)])
-    merged = Csr(csr.shape, kept[csr.indptr], csr.indices[starts], sums.astype(np.int8))
-    return merged.without_zeros(), False
-
-
-def entry_counts(csr: Csr, weight_bits: int) -> NDArray[np.int64]:
-    """Returns (rows,) entries that each row has in a stream, without fillers."""
-    return _merged(csr, weight_bits)[0].row_lengths
-
-
-def choose_format(csr: Csr, weight_bits: int) -> StreamFormat:
-    """Returns the format of fewest bits for this matrix; all are tried on its gaps."""
-    merged, duplicates = _merged(csr, weight_bits)
-    absolute = StreamFormat(delta_bits=0, absolute=True, weight_bits=weight_bits)
-    if duplicates:
-        return absolute
-    gaps, repeats = np.unique(_gaps(merged), return_counts=True)
-    best, fewest = absolute, merged.nnz * absolute.entry_bits
-    for delta_bits in range(9):
-        fmt = StreamFormat(delta_bits=delta_bits, weight_bits=weight_bits)
-        bits = int(((_fillers(gaps, delta_bits) + 1) * repeats).sum()) * fmt.entry_bits
-        if bits < fewest:
-            best, fewest = fmt, bits
-    return best
-
-
-def _check_limits(csr: Csr, out_offsets: NDArray[np.int64]) -> None:
+def _check_limits(csr: Csr, fmt: StreamFormat) -> None:
+    low, high = weight_range(fmt.weight_bits)
+    if csr.nnz and not low <= csr.data.min() <= csr.data.max() <= high:
+        raise ValueError(
+            f"weights must be {low} to {high}, not {csr.data.min()} to {csr.data.max()}"
+        )
     if csr.shape[1] > MAX_OFFSETS:
-        raise UnsupportedLayer(f"columns must be at most {MAX_OFFSETS} in one stream, not {csr.shape[1]}")
+        raise UnsupportedLayer(
+            f"columns must be at most {MAX_OFFSETS} in one stream, not {csr.shape[1]}"
+        )
     if csr.row_lengths.max(initial=0) > MAX_COUNT:
         row = int(csr.row_lengths.argmax())
         raise UnsupportedLayer(
-            f"entries of a row must be at most {MAX_COUNT} in one stream, not {csr.row_lengths[row]} "
-            f"(row {row})"
+            f"entries of a row must be at most {MAX_COUNT} in one stream, not "
+            f"{csr.row_lengths[row]} (row {row})"
         )
-    if out_offsets.size and (out_offsets.min() < 0 or out_offsets.max() > MAX_OUT_OFFSET):
-        raise UnsupportedLayer(f"out_offsets must be 0 to {MAX_OUT_OFFSET}, not {out_offsets.max()}")
 
 
-def _put(bits: NDArray[np.uint8], starts: NDArray[np.int64], values: NDArray[np.int64], width: int) -> None:
+def _order(engine_rows: list[NDArray[np.int64]], engines: int, rows: int) -> NDArray[np.int64]:
+    """All rows in stream order."""
+    if len(engine_rows) != engines:
+        raise ValueError(
+            f"engine_rows must have {engines} elements, one per engine, not {len(engine_rows)}"
+        )
+    order = np.concatenate([np.asarray(r, np.int64) for r in engine_rows])
+    if not np.array_equal(np.sort(order), np.arange(rows)):
+        raise ValueError(f"engine_rows must hold each of {rows} rows exactly once")
+    return order
+
+
+def _parameter(name: str, values: Any, rows: int, low: int, high: int,
+               error: type[ValueError] = ValueError) -> NDArray[np.int64]:
+    """A field of all rows as (rows,) int64, if it fits ``low..high``."""
+    vector = np.atleast_1d(np.asarray(values))
+    if vector.dtype.kind not in "iu" and vector.size:
+        raise TypeError(f"{name} must hold integers, not {vector.dtype}")
+    if vector.shape != (rows,):
+        raise ValueError(f"{name} must have one element for each of {rows} rows, not {len(vector)}")
+    if (bad := np.flatnonzero((vector < low) | (vector > high))).size:
+        raise error(f"{name} must be {low} to {high}, not {vector[bad[0]]} (row {bad[0]})")
+    return vector.astype(np.int64)
+
+
+def _put(bits: NDArray[np.uint8], starts: NDArray[np.int64], values: NDArray[np.int64],
+         width: int) -> None:
     """Writes values of ``width`` bits at their first bits."""
     for k in range(width):
         bits[starts + k] = values >> k & 1
 
 
-def _entries(csr: Csr, fmt: StreamFormat) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Coded entries of all rows in order, fillers among them; and how many each row has."""
-    mask = (1 << fmt.weight_bits) - 1
-    weights = csr.data.astype(np.int64) & mask
-    if fmt.absolute:
-        return weights | csr.indices << fmt.weight_bits, csr.row_lengths
-    gaps, d = _gaps(csr), fmt.delta_bits
-    fillers = _fillers(gaps, d)
-    ends = np.cumsum(fillers + 1)
-    coded = np.full(int(ends[-1]) if len(ends) else 0, ((1 << d) - 1) << fmt.weight_bits, np.int64)
-    jumps = gaps >> d
-    # All fillers but the last of a gap jump as far as they can; the last takes the rest.
-    rest = jumps - (fillers - 1) * (1 << d)
-    last = ends[fillers > 0] - 2
-    coded[last] = (rest[fillers > 0] - 1) << fmt.weight_bits
-    coded[ends - 1] = weights | (gaps & ((1 << d) - 1)) << fmt.weight_bits
-    totals = np.concatenate([[0], ends])
-    return coded, totals[csr.indptr[1:]] - totals[csr.indptr[:-1]]
+def _put_entries(bits: NDArray[np.uint8], coded: NDArray[np.int64], width: int,
+                 sizes: NDArray[np.int64], starts: NDArray[np.int64],
+                 order: NDArray[np.int64]) -> None:
+    """Writes each row's entries behind one another from its first bit."""
+    # Taken in the order of the streams, all bits of entries lie in the order of the bits.
+    first = np.cumsum(sizes) - sizes
+    before = np.cumsum(sizes[order]) - sizes[order]
+    coded = coded[np.arange(len(coded)) + np.repeat(first[order] - before, sizes[order])]
+    edges = np.zeros(len(bits) + 1, np.int8)
+    busy = sizes > 0
+    edges[starts[busy]] = 1
+    edges[(starts + sizes * width)[busy]] -= 1
+    octets = coded.astype("<u4").view(np.uint8).reshape(-1, 4)
+    entry_bits = np.unpackbits(octets, axis=1, bitorder="little", count=width)
+    bits[np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)] = entry_bits.ravel()
+
+
+def _header_fields(
+    csr: Csr, out_offsets: Any, bias: Any, multiplier: Any, shift: Any
+) -> list[tuple[NDArray[np.int64], int]]:
+    """Words in front of each row's entries: their (rows,) values, without ``end``, and widths."""
+    rows = csr.shape[0]
+    offsets = np.arange(rows) if out_offsets is None else out_offsets
+    offsets = _parameter("out_offsets", offsets, rows, 0, MAX_OUT_OFFSET, UnsupportedLayer)
+    fields = [(csr.row_lengths | offsets << 16, HEADER_BITS)]
+    if bias is not None:
+        fields.append((_parameter("bias", bias, rows, -(1 << 31), (1 << 31) - 1), BIAS_BITS))
+    if (multiplier is None) != (shift is None):
+        raise ValueError("multiplier and shift must be given both or neither")
+    if multiplier is not None:
+        scale = _parameter("multiplier", multiplier, rows, 0, (1 << 35) - 1)
+        fields.append((scale | _parameter("shift", shift, rows, 0, 31) << 36, SCALE_BITS))
+    return fields
 
 
 def pack(
@@ -231,66 +233,40 @@ def pack(
     bias : (rows,) int32           None: the stream has no biases.
     multiplier, shift : (rows,)    Both, or None: the stream has no requantization.
     """
-    if len(engine_rows) != engines:
-        raise ValueError(f"engine_rows must have {engines} elements, one per engine, not {len(engine_rows)}")
-    order = np.concatenate([np.asarray(rows, np.int64) for rows in engine_rows])
     rows = csr.shape[0]
-    if len(order) != rows or (rows and (np.bincount(order, minlength=rows) != 1).any()):
-        raise ValueError("engine_rows must hold every row exactly once")
-    offsets = np.arange(rows) if out_offsets is None else np.asarray(out_offsets, np.int64)
-    csr, duplicates = _merged(csr, fmt.weight_bits)
+    order = _order(engine_rows, engines, rows)
+    csr, duplicates = merge_duplicates(csr, fmt.weight_bits)
     if duplicates and not fmt.absolute:
         raise ValueError("duplicates whose sum is no weight need a format with absolute offsets")
-    _check_limits(csr, offsets)
-    coded, sizes = _entries(csr, fmt)
-    header = HEADER_BITS + BIAS_BITS * (bias is not None) + SCALE_BITS * (multiplier is not None)
+    _check_limits(csr, fmt)
+    fields = _header_fields(csr, out_offsets, bias, multiplier, shift)
+    coded, sizes = code_entries(csr, fmt)
 
+    header = sum(width for _, width in fields)
     row_bits = header + sizes * fmt.entry_bits
-    coded_start = np.concatenate([[0], np.cumsum(sizes)])
     used = [int(row_bits[r].sum()) if len(r) else HEADER_BITS for r in engine_rows]
-    beat_bits = 8 * bus_bytes
-    rounds = max(-(-bits // beat_bits) for bits in used)
-    stream_bits = rounds * beat_bits
+    rounds = max(-(-bits // (8 * bus_bytes)) for bits in used)
+    stream_bits = rounds * 8 * bus_bytes
     bits = np.zeros(engines * stream_bits, np.uint8)
-
     starts = np.zeros(rows, np.int64)  # first bit of each row
-    ends = np.zeros(rows, np.int64)
     for e, engine in enumerate(engine_rows):
         base = e * stream_bits
-        if len(engine) == 0:
+        if len(engine):
+            starts[engine] = base + np.cumsum(row_bits[engine]) - row_bits[engine]
+            fields[0][0][engine[-1]] |= 1 << 15
+        else:
             _put(bits, np.array([base]), np.array([NULL_ROW]), HEADER_BITS)
-            continue
-        starts[engine] = base + np.cumsum(row_bits[engine]) - row_bits[engine]
-        ends[engine[-1]] = 1
-    at = starts.copy()
-    _put(bits, at, csr.row_lengths | ends << 15 | offsets << 16, HEADER_BITS)
-    at += HEADER_BITS
-    if bias is not None:
-        _put(bits, at, np.asarray(bias).astype(np.int64), BIAS_BITS)
-        at += BIAS_BITS
-    if multiplier is not None and shift is not None:
-        scale = np.asarray(multiplier).astype(np.int64) | np.asarray(shift).astype(np.int64) << 36
-        _put(bits, at, scale, SCALE_BITS)
-    # Entries in the order of the streams: their bits then lie in the order of the bits.
-    before = np.cumsum(sizes[order]) - sizes[order]
-    within = np.arange(len(coded)) - np.repeat(before, sizes[order])
-    coded = coded[np.repeat(coded_start[:-1][order], sizes[order]) + within]
-    edges = np.zeros(len(bits) + 1, np.int8)
-    busy = order[sizes[order] > 0]
-    np.add.at(edges, starts[busy] + header, 1)
-    np.add.at(edges, starts[busy] + row_bits[busy], -1)
-    octets = coded.astype("<u4").view(np.uint8).reshape(-1, 4)
-    entry_bits = np.unpackbits(octets, axis=1, bitorder="little", count=fmt.entry_bits)
-    bits[np.cumsum(edges[:-1], dtype=np.int8).view(bool)] = entry_bits.ravel()
+    for values, width in fields:
+        _put(bits, starts, values, width)
+        starts += width
+    _put_entries(bits, coded, fmt.entry_bits, sizes, starts, order)
 
-    streams = np.packbits(bits.reshape(engines, rounds, beat_bits), axis=2, bitorder="little")
-    live = sum(1 for r in engine_rows if len(r))
-    header_bits = HEADER_BITS * (rows + engines - live)
-    parameter_bits = (header - HEADER_BITS) * rows
-    fillers = len(coded) - csr.nnz
+    beats = np.packbits(bits, bitorder="little").reshape(engines, rounds, bus_bytes)
+    idle = sum(1 for r in engine_rows if not len(r))
     return PackedStreams(
-        data=streams.transpose(1, 0, 2).tobytes(), beats=rounds * engines, fmt=fmt,
-        entries=csr.nnz, fillers=fillers, header_bits=header_bits, parameter_bits=parameter_bits,
+        data=beats.transpose(1, 0, 2).tobytes(), beats=rounds * engines, fmt=fmt,
+        entries=csr.nnz, fillers=len(coded) - csr.nnz, header_bits=HEADER_BITS * (rows + idle),
+        parameter_bits=(header - HEADER_BITS) * rows,
         padding_bits=engines * stream_bits - sum(used),
     )
 
@@ -350,7 +326,9 @@ class _Reader:
             if len(real) >= count:
                 break
             if guess == room:
-                raise StreamError(self.engine, f"must hold {count} entries of a row, but ends before")
+                raise StreamError(
+                    self.engine, f"must hold {count} entries of a row, but ends before"
+                )
             guess = min(room, 2 * guess)
         used = int(real[count - 1]) + 1
         self.at += used * width
@@ -367,7 +345,7 @@ class _Reader:
 
 
 def unpack(
-    data: bytes | NDArray[np.uint8],
+    data: bytes | bytearray | memoryview | NDArray[np.uint8],
     engines: int,
     bus_bytes: int,
     fmt: StreamFormat,
@@ -381,9 +359,12 @@ def unpack(
     ------
     StreamError    If a stream ends before its last row does.
     """
-    beats = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else np.asarray(data, np.uint8)
+    is_buffer = isinstance(data, (bytes, bytearray, memoryview))
+    beats = np.frombuffer(data, np.uint8) if is_buffer else np.asarray(data, np.uint8)
     if len(beats) % (engines * bus_bytes):
-        raise ValueError(f"data must be a multiple of {engines * bus_bytes} bytes, not {len(beats)}")
+        raise ValueError(
+            f"data must be a multiple of {engines * bus_bytes} bytes, not {len(beats)}"
+        )
     streams = beats.reshape(-1, engines, bus_bytes).transpose(1, 0, 2).reshape(engines, -1)
     rows: list[tuple[int, ...]] = []
     offsets: list[NDArray[np.int64]] = []
@@ -414,20 +395,3 @@ def unpack(
         offsets=np.concatenate([empty, *offsets]), weights=np.concatenate([empty, *weights]),
         fillers=fillers,
     )
-
-
-def entropy_bound_bits(csr: Csr) -> float:
-    """Returns the fewest bits per nonzero that any code of positions and values could reach.
-
-    Positions: log2 of the number of ways to choose each row's columns, the row lengths known.
-    Values: their zeroth-order empirical entropy (Shannon, 1948). 0 of an empty matrix.
-    """
-    csr = csr.without_zeros()
-    if not csr.nnz:
-        return 0.0
-    lgamma = np.vectorize(math.lgamma, otypes=[float])
-    lengths, repeats = np.unique(np.minimum(csr.row_lengths, csr.shape[1]), return_counts=True)
-    ways = lgamma(csr.shape[1] + 1) - lgamma(lengths + 1) - lgamma(csr.shape[1] - lengths + 1)
-    _, counts = np.unique(csr.data, return_counts=True)
-    share = counts / csr.nnz
-    return float((ways * repeats).sum() / math.log(2) / csr.nnz - (share * np.log2(share)).sum())

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a matrix costs in a stream: gaps, fillers, duplicates, the choice of a format."""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .commands import StreamFormat
+from .csr import Csr, weight_range
+
+__all__ = [
+    "choose_format",
+    "code_entries",
+    "entropy_bound_bits",
+    "entry_counts",
+    "fillers_before",
+    "gaps_between",
+    "merge_duplicates",
+]
+
+
+def gaps_between(csr: Csr) -> NDArray[np.int64]:
+    """Returns (nnz,) columns between an entry and the one before it in its row, both excluded."""
+    gaps = csr.indices.copy()
+    gaps[1:] -= csr.indices[:-1] + 1
+    starts = csr.indptr[:-1][csr.row_lengths > 0]
+    gaps[starts] = csr.indices[starts]
+    return gaps
+
+
+def fillers_before(gaps: NDArray[np.int64], delta_bits: int) -> NDArray[np.int64]:
+    """Returns (nnz,) fillers in front of each entry."""
+    return -(-(gaps >> delta_bits) // (1 << delta_bits))
+
+
+def merge_duplicates(csr: Csr, weight_bits: int) -> tuple[Csr, bool]:
+    """Drops explicit zeros, and sums duplicates up wherever their sum is a weight.
+
+    Returns
+    -------
+    The matrix; whether duplicates remain, which only absolute offsets can code.
+    """
+    csr = csr.without_zeros()
+    same = (np.diff(csr.indices) == 0) & (np.diff(csr.rows_of_entries) == 0)
+    if not same.any():
+        return csr, False
+    first = np.concatenate([[True], ~same])
+    starts = np.flatnonzero(first)
+    sums = np.add.reduceat(csr.data.astype(np.int64), starts)
+    low, high = weight_range(weight_bits)
+    fits = (sums >= low) & (sums <= high)
+    group = np.cumsum(first) - 1
+    keep = first | ~fits[group]
+    data = np.where(fits[group], sums[group], csr.data)[keep].astype(np.int8)
+    kept = np.concatenate([[0], np.cumsum(keep)])
+    merged = Csr(csr.shape, kept[csr.indptr], csr.indices[keep], data)
+    return merged.without_zeros(), not fits.all()
+
+
+def code_entries(csr: Csr, fmt: StreamFormat) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns coded entries of all rows in order, fillers among them; and how many each row has."""
+    mask = (1 << fmt.weight_bits) - 1
+    weights = csr.data.astype(np.int64) & mask
+    if fmt.absolute:
+        return weights | csr.indices << fmt.weight_bits, csr.row_lengths
+    gaps, d = gaps_between(csr), fmt.delta_bits
+    fillers = fillers_before(gaps, d)
+    ends = np.cumsum(fillers + 1)
+    coded = np.full(int(ends[-1]) if len(ends) else 0, ((1 << d) - 1) << fmt.weight_bits, np.int64)
+    jumps = gaps >> d
+    # All fillers but the last of a gap jump as far as they can; the last takes the rest.
+    rest = jumps - (fillers - 1) * (1 << d)
+    last = ends[fillers > 0] - 2
+    coded[last] = (rest[fillers > 0] - 1) << fmt.weight_bits
+    coded[ends - 1] = weights | (gaps & ((1 << d) - 1)) << fmt.weight_bits
+    totals = np.concatenate([[0], ends])
+    return coded, totals[csr.indptr[1:]] - totals[csr.indptr[:-1]]
+
+
+def entry_counts(csr: Csr, weight_bits: int) -> NDArray[np.int64]:
+    """Returns (rows,) entries that each row has in a stream, without fillers."""
+    return merge_duplicates(csr, weight_bits)[0].row_lengths
+
+
+def choose_format(csr: Csr, weight_bits: int) -> StreamFormat:
+    """Returns the format of fewest bits for this matrix; all are tried on its gaps."""
+    merged, duplicates = merge_duplicates(csr, weight_bits)
+    absolute = StreamFormat(delta_bits=0, absolute=True, weight_bits=weight_bits)
+    if duplicates:
+        return absolute
+    gaps, repeats = np.unique(gaps_between(merged), return_counts=True)
+    best, fewest = absolute, merged.nnz * absolute.entry_bits
+    for delta_bits in range(9):
+        fmt = StreamFormat(delta_bits=delta_bits, weight_bits=weight_bits)
+        bits = int(((fillers_before(gaps, delta_bits) + 1) * repeats).sum()) * fmt.entry_bits
+        if bits < fewest:
+            best, fewest = fmt, bits
+    return best
+
+
+def entropy_bound_bits(csr: Csr) -> float:
+    """Returns the fewest bits per nonzero that any code of positions and values could reach.
+
+    Positions: log2 of the number of ways to choose each row's columns, the row lengths known.
+    Values: their zeroth-order empirical entropy (Shannon, 1948). 0 of an empty matrix.
+    """
+    csr = csr.without_zeros()
+    if not csr.nnz:
+        return 0.0
+    lgamma = np.vectorize(math.lgamma, otypes=[float])
+    lengths, repeats = np.unique(np.minimum(csr.row_lengths, csr.shape[1]), return_counts=True)
+    ways = lgamma(csr.shape[1] + 1) - lgamma(lengths + 1) - lgamma(csr.shape[1] - lengths + 1)
+    _, counts = np.unique(csr.data, return_counts=True)
+    share = counts / csr.nnz
+    return float((ways * repeats).sum() / math.log(2) / csr.nnz - (share * np.log2(share)).sum())
