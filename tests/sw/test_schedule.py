@@ -32,7 +32,7 @@ def test_engines_begin_with_their_longest_rows(costs, engines):
 def test_last_engine_is_done_within_grahams_bound(costs, engines):
     # The bound of any greedy order (Graham, 1969), in what is known without the optimum.
     longest = max(loads(balance_rows(costs, engines), costs))
-    assert longest <= costs.sum() / engines + (1 - 1 / engines) * costs.max(initial=0)
+    assert engines * longest <= costs.sum() + (engines - 1) * costs.max(initial=0)
 
 
 def test_optimum_is_missed_where_graham_says_so():
