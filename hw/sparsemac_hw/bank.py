@@ -79,7 +79,9 @@ class RegisterBank(wiring.Component):
     <register>_<field> : In, Out   Each field of the map, lower case, without ``_value``: an input
                                    if it is read-only, a strobe for W1S, an output else. Constants,
                                    REJECTED, STATUS.done and the windows have none.
-    <counter> : In(64)             Each of `sparsemac.registers.COUNTERS`, lower case.
+    counter_stb, counter_idx : Out Strobe: read the counter at this place in
+                                   `sparsemac.registers.COUNTERS`. Only if there are counters.
+    counter : In(64)               Its value, in the next cycle.
     windows : Out(array of window_layout)
     locked : In(1)                 Refuse writes to registers that the map marks as locked.
     start_refused : In(1)          Refuse CTRL.start.
@@ -113,6 +115,9 @@ class RegisterBank(wiring.Component):
     command_count: Signal
     watchdog: Signal
     stale_count: Signal
+    counter_stb: Signal
+    counter_idx: Signal
+    counter: Signal
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
@@ -138,7 +143,7 @@ class RegisterBank(wiring.Component):
                 elif field.access == "W1S":
                     members[_port(register, field)] = Out(1)
         if config.counters:
-            members |= {name.lower(): In(64) for name, _ in COUNTERS}
+            members |= {"counter_stb": Out(1), "counter_idx": Out(4), "counter": In(64)}
         super().__init__(members)
 
     @property
@@ -296,17 +301,16 @@ class RegisterBank(wiring.Component):
                 general[index] = Cat(bits)
         return general, windows
 
-    def _read_counter(self, m: Module, address: Signal, addressed: Signal) -> Signal:
-        """Returns the counter's half at ``address``; its high half is latched with the low one."""
-        low: dict[int, Value] = {}
-        high: dict[int, Value] = {}
-        for name, _ in COUNTERS:
-            source = getattr(self, name.lower())
-            index = self._map[f"{name}_LO"].byte_offset - (1 << COUNTERS_BIT) >> 3
-            low[index], high[index] = source[:32], source[32:]
-        pair = address[3:COUNTERS_BIT]
+    def _read_counter(self, m: Module, address: Signal, addressed: Signal) -> Value:
+        """Returns the half at ``address``, a cycle later; the high one is latched with the low."""
         latched = Signal(32)
+        latch = Signal()
         is_counter = address[COUNTERS_BIT] & ~address[WINDOWS_BIT:].any()
-        with m.If(addressed & is_counter & ~address[2]):
-            m.d.sync += latched.eq(_choose(high, pair))
-        return self._register(m, "counter_word", Mux(address[2], latched, _choose(low, pair)))
+        m.d.comb += [
+            self.counter_stb.eq(addressed & is_counter & ~address[2]),
+            self.counter_idx.eq(address[3:COUNTERS_BIT]),
+        ]
+        m.d.sync += latch.eq(self.counter_stb)
+        with m.If(latch):
+            m.d.sync += latched.eq(self.counter[32:])
+        return Mux(address[2], latched, self.counter[:32])

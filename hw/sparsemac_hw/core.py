@@ -281,5 +281,8 @@ class Core(wiring.Component):
                 counters.stall_activations_now[e].eq(executor.waiting),
                 counters.stall_command_now[e].eq(~running & ~executor.waiting),
             ]
-        for name in counters.names:
-            m.d.comb += getattr(bank, name).eq(getattr(counters, name))
+        m.d.comb += [
+            counters.r_stb.eq(bank.counter_stb),
+            counters.r_idx.eq(bank.counter_idx),
+            bank.counter.eq(counters.r_data),
+        ]
