@@ -28,7 +28,7 @@ HIDDEN = (512, 512)
 PIXEL_MAX = 16.0
 EPOCHS = {"dense": 40, "prune": 80, "int4": 60}
 INT4_MAX = 7
-#: Share of the weights that a layer keeps, relative to the second: the small outer ones matter more.
+#: Share of the weights that a layer keeps, relative to the second: the outer ones matter more.
 SHARES = (2.5, 1.0, 2.0)
 
 
@@ -118,9 +118,13 @@ def train(x: torch.Tensor, y: torch.Tensor, density: float, seed: int) -> Pruned
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--density", type=float, default=0.083, help="share of weights that the second layer keeps")
     parser.add_argument(
-        "-o", "--output", type=Path,
+        "--density", type=float, default=0.083, help="share of weights that the second layer keeps"
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
         default=Path(__file__).parent.parent / "sw" / "sparsemac_cli" / "data",
     )
     args = parser.parse_args()
@@ -129,7 +133,11 @@ def main() -> None:
     digits = load_digits()
     pixels = digits.data.astype(np.uint8)
     x_train, x_test, y_train, y_test = train_test_split(
-        pixels, digits.target.astype(np.uint8), test_size=360, stratify=digits.target, random_state=0
+        pixels,
+        digits.target.astype(np.uint8),
+        test_size=360,
+        stratify=digits.target,
+        random_state=0,
     )
     to_float = [torch.tensor(a / PIXEL_MAX, dtype=torch.float32) for a in (x_train, x_test)]
     net = train(to_float[0], torch.tensor(y_train, dtype=torch.long), args.density, args.seed)

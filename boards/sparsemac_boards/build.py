@@ -5,15 +5,15 @@ import importlib
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
-import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amaranth.hdl import UnusedElaboratable
+from sparsemac.config import CoreConfig
 from sparsemac.errors import DeviceError, MissingDependency
 
 from .registry import BOARDS, Board
@@ -34,6 +34,11 @@ _TOOLS = (
 _CELLS = {"TRELLIS_COMB": "luts", "TRELLIS_FF": "flip_flops", "MULT18X18D": "multipliers",
           "DP16KD": "block_rams"}
 
+#: A line of the table that nextpnr logs before it places: cell, used, available.
+_UTILISATION = re.compile(r"^Info:\s+(\w+):\s*(\d+)/\s*(\d+)\s+\d+%$", re.MULTILINE)
+#: What nextpnr says of a design that has no place, although no kind of cell is used up.
+_NO_PLACE = re.compile(r"no BELs remaining|[Uu]nable to (place|find a placement)", re.IGNORECASE)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
@@ -42,10 +47,11 @@ class BuildReport:
     Attributes
     ----------
     board : str
-    luts, flip_flops, multipliers, block_rams : int, and ``*_available``
-    clock_asked_mhz, clock_reached_mhz : float
-    fits, meets_clock : bool
-    bitstream : Path or None
+    luts, flip_flops, multipliers, block_rams : int        Cells used; ``*_available`` there are.
+    clock_asked_mhz, clock_reached_mhz : float             0 reached: it was not routed.
+    fits : bool                                            Every cell has found its place.
+    meets_clock : bool                                     False too if it does not fit.
+    bitstream : Path or None                               None if it does not fit.
     """
 
     board: str
@@ -83,73 +89,99 @@ def find_tools() -> dict[str, str]:
 def _platform(board: Board) -> Any:
     module, _, name = board.platform.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)()
+        platform = getattr(importlib.import_module(module), name)()
     except ImportError as error:
         raise MissingDependency(
             "building for a board needs amaranth-boards, which is not installed: "
             "pip install 'sparsemac[ecp5]'"
         ) from error
+    # The oscillator's pin must not become the clock: the top makes its own domain.
+    platform.default_clk = None
+    return platform
 
 
-def build(name: str, directory: Path) -> BuildReport:
+def _plan(board: Board) -> Any:
+    """Returns the files of a build and the script that runs it."""
+    return _platform(board).build(
+        Ulx3sTop(board), do_build=False, synth_opts="-abc9 -no-rw-check",
+        nextpnr_opts="--router router2 --report report.json --seed 1 --timing-allow-fail",
+        ecppack_opts="--compress",
+    )
+
+
+def build(name: str, directory: Path, config: CoreConfig | None = None) -> BuildReport:
     """Builds a board's bitstream and reports what it takes.
 
     Parameters
     ----------
-    name : str           One of `BOARDS`.
-    directory : Path     Where all files go: ``top.bit`` is the bitstream, ``report.json`` nextpnr's
-                         own report, ``top.tim`` its log.
+    name : str                     One of `BOARDS`.
+    directory : Path               Where all files go: ``top.bit`` is the bitstream, ``report.json``
+                                   nextpnr's own report, ``top.tim`` its log, ``build.log`` what all
+                                   tools said.
+    config : CoreConfig or None    The core, if not the board's own.
 
     Raises
     ------
     ValueError           Unknown board.
     MissingDependency    A tool is not there.
-    DeviceError          A tool failed other than by a design that is too large; ends with its words.
+    DeviceError          A tool failed, other than by a design that is too large; ends with its
+                         words. What does not fit or misses its clock is no error: see the report.
     """
     if name not in BOARDS:
         raise ValueError(f"board must be one of {', '.join(sorted(BOARDS))}, not {name!r}")
-    board = BOARDS[name]
+    board = BOARDS[name] if config is None else replace(BOARDS[name], config=config)
     tools = find_tools()
-    platform = _platform(board)
-    # The oscillator's pin must not become the clock: the top makes its own domain.
-    platform.default_clk = None
-    with warnings.catch_warnings():
-        # amaranth-boards makes a buffer for every pin that it might have to drive.
-        warnings.simplefilter("ignore", UnusedElaboratable)
-        plan = platform.build(
-            Ulx3sTop(board), do_build=False, synth_opts="-abc9 -no-rw-check",
-            nextpnr_opts="--router router2 --report report.json --seed 1 --timing-allow-fail",
-            ecppack_opts="--compress",
-        )
+    plan = _plan(board)
     directory.mkdir(parents=True, exist_ok=True)
+    for result in ("report.json", "top.tim", "top.bit"):  # of an earlier build
+        (directory / result).unlink(missing_ok=True)
     # Run from its own folder with relative names: the tools from PyPI see no other files.
     plan.extract(str(directory))
     log.info("building in %s", directory)
     done = subprocess.run(
         ["sh", "build_top.sh"], cwd=directory, env={**os.environ, **tools},
         capture_output=True, text=True)
-    (directory / "build.log").write_text(done.stdout + done.stderr, encoding="utf-8")
-    report = directory / "report.json"
-    if done.returncode and "Unable to place" not in done.stderr and not report.exists():
-        said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
-        raise DeviceError(f"the build for {name} failed with exit code {done.returncode}:\n{said}")
-    return read_report(board, report, directory / "top.bit")
+    said = done.stdout + done.stderr
+    (directory / "build.log").write_text(said, encoding="utf-8")
+    if done.returncode and not _is_too_large(directory, said):
+        last = "\n".join(said.strip().splitlines()[-15:])
+        raise DeviceError(f"the build for {name} failed with exit code {done.returncode}:\n{last}")
+    return read_report(board, directory)
 
 
-def read_report(board: Board, report: Path, bitstream: Path) -> BuildReport:
-    """Reads nextpnr's report; without one, nothing was placed and the design does not fit."""
-    found: dict[str, Any] = json.loads(report.read_text()) if report.exists() else {}
-    cells = found.get("utilization", {})
+def _utilisation(directory: Path) -> dict[str, tuple[int, int]]:
+    """Cells used and available, from nextpnr's report, or its log if it did not come that far."""
+    report, tim = directory / "report.json", directory / "top.tim"
+    if report.exists():
+        cells = json.loads(report.read_text(encoding="utf-8"))["utilization"]
+        return {cell: (count["used"], count["available"]) for cell, count in cells.items()}
+    if tim.exists():
+        found = _UTILISATION.findall(tim.read_text(encoding="utf-8"))
+        return {cell: (int(used), int(available)) for cell, used, available in found}
+    return {}
+
+
+def _is_too_large(directory: Path, said: str) -> bool:
+    if (directory / "report.json").exists():
+        return False
+    cells = _utilisation(directory)
+    used_up = any(used > available for used, available in cells.values())
+    return used_up or bool(cells and _NO_PLACE.search(said))
+
+
+def read_report(board: Board, directory: Path) -> BuildReport:
+    """Reads what nextpnr left in a build's folder."""
     counts: dict[str, int] = {}
+    cells = _utilisation(directory)
     for cell, name in _CELLS.items():
-        counts[name] = cells.get(cell, {}).get("used", 0)
-        counts[f"{name}_available"] = cells.get(cell, {}).get("available", 0)
-    clocks = [c for c in found.get("fmax", {}).values() if c.get("achieved")]
-    # The core's clock is the slowest that carries logic.
-    reached = min((c["achieved"] for c in clocks), default=0.0)
+        counts[name], counts[f"{name}_available"] = cells.get(cell, (0, 0))
+    report, bitstream = directory / "report.json", directory / "top.bit"
+    found = json.loads(report.read_text(encoding="utf-8")) if report.exists() else {}
+    # The slowest clock that carries logic.
+    reached = min((c["achieved"] for c in found.get("fmax", {}).values()), default=0.0)
     asked = board.clock_hz / 1e6
     return BuildReport(
         board=board.name, **counts, clock_asked_mhz=asked, clock_reached_mhz=round(reached, 2),
-        fits=bool(cells) and bitstream.exists(), meets_clock=reached >= asked,
+        fits=bitstream.exists(), meets_clock=reached >= asked,
         bitstream=bitstream if bitstream.exists() else None,
     )

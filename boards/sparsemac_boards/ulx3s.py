@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Top of the ULX3S: PLL, reset, serial line, one lamp."""
 
+from typing import Any
+
 from amaranth.hdl import (
     ClockDomain,
     ClockSignal,
@@ -11,6 +13,8 @@ from amaranth.hdl import (
     ResetSignal,
     Signal,
 )
+from amaranth.lib import io
+from amaranth.lib.cdc import FFSynchronizer
 
 from .registry import Board
 from .soc import UartSoc
@@ -51,12 +55,14 @@ class Ulx3sTop(Elaboratable):
     def __init__(self, board: Board) -> None:
         self._board = board
 
-    def elaborate(self, platform: object) -> Module:
+    def elaborate(self, platform: Any) -> Module:
         """Returns the gateware; ``platform`` is the board's."""
         m = Module()
-        oscillator = platform.request("clk25", dir="i")  # type: ignore[attr-defined]
-        uart = platform.request("uart", 0)  # type: ignore[attr-defined]
-        lamp = platform.request("led", 0)  # type: ignore[attr-defined]
+        line = platform.request("uart", 0, dir="-")
+        m.submodules.clk_buffer = oscillator = io.Buffer(io.Direction.Input, platform.request("clk25", dir="-"))
+        m.submodules.rx_buffer = rx = io.Buffer(io.Direction.Input, line.rx)
+        m.submodules.tx_buffer = tx = io.Buffer(io.Direction.Output, line.tx)
+        m.submodules.lamp_buffer = lamp = io.Buffer(io.Direction.Output, platform.request("led", 0, dir="-"))
         m.domains.sync = ClockDomain()
         clock = Signal()
         locked = Signal()
@@ -75,11 +81,13 @@ class Ulx3sTop(Elaboratable):
             ("i", "ENCLKOP", Const(0)),
             ("o", "CLKOP", clock), ("o", "LOCK", locked),
         )
+        # Its constraint: nextpnr works it out from the oscillator's and the PLL's dividers.
         m.d.comb += ClockSignal("sync").eq(clock)
-        platform.add_clock_constraint(clock, self._board.clock_hz)  # type: ignore[attr-defined]
 
+        is_stable = Signal()
+        m.submodules.locked = FFSynchronizer(locked, is_stable)
         held = Signal(range(RESET_CYCLES + 1), init=RESET_CYCLES, reset_less=True)
-        with m.If(~locked):
+        with m.If(~is_stable):
             m.d.sync += held.eq(RESET_CYCLES)
         with m.Elif(held != 0):
             m.d.sync += held.eq(held - 1)
@@ -87,5 +95,5 @@ class Ulx3sTop(Elaboratable):
 
         m.submodules.soc = soc = UartSoc(
             self._board.config, self._board.memory_bytes, self._board.divisor)
-        m.d.comb += [soc.rx.eq(uart.rx.i), uart.tx.o.eq(soc.tx), lamp.o.eq(soc.irq)]
+        m.d.comb += [soc.rx.eq(rx.i), tx.o.eq(soc.tx), lamp.o.eq(soc.irq)]
         return m

@@ -6,11 +6,12 @@ address that is a multiple of 64. Commands are dispatched in order to two units 
 by side: LOAD copies activations into the on-chip buffers of all engines, EXEC streams weights
 through the engines and stores the results. Order between the units is stated in the commands: a
 LOAD waits until so many EXECs of the list are complete (their results stored and acknowledged), an
-EXEC until so many LOADs are. A wait for more than has been dispatched before can never be met and is
-a fault (DESC), so no list can hang.
+EXEC until so many LOADs are. A wait for more than has been dispatched before can never be met and
+is a fault (DESC), so no list can hang.
 
 Word 0 (both)    [7:0] opcode, [15:8] magic 0x53, [31:16] zero
-Word 1 (both)    [15:0] wait: EXECs (of a LOAD) or LOADs (of an EXEC) that must be complete, [31:16] zero
+Word 1 (both)    [15:0] wait: EXECs (of a LOAD) or LOADs (of an EXEC) that must be complete;
+                 [31:16] zero
 Word 15 (both)   checksum: the exclusive or of all sixteen words is CHECKSUM
 
 LOAD: for each of ``lines`` lines, ``line_beats`` beats from memory go to consecutive buffer words.
@@ -24,8 +25,8 @@ LOAD: for each of ``lines`` lines, ``line_beats`` beats from memory go to consec
 EXEC: y[row, p] = output( bias[row] + sum over entries j:  w[j] * x[base + offset[j] + a(p)] ) for
 positions p = 0 .. positions-1, where a(0) = 0, a(p+1) = a(p) + step, or + wrap_step after every
 ``width`` positions; all modulo 2**16. The word of ``lanes`` results goes to word
-out_offset[row] + o(p) of the output, with o(p) made likewise from out_step and out_wrap_step, modulo
-2**32.
+out_offset[row] + o(p) of the output, with o(p) made likewise from out_step and out_wrap_step,
+modulo 2**32.
 
     2  weights      byte address of the interleaved weight streams, a multiple of a beat
     3  beats        beats of all streams together, a multiple of ``engines``
@@ -223,8 +224,12 @@ def decode(data: bytes) -> Load | Exec:
     opcode = words[0] & 0xFF
     if opcode == Opcode.LOAD:
         return Load(
-            wait=words[1], address=words[2], destination=words[3],
-            line_beats=words[4], lines=words[5], stride=words[6],
+            wait=words[1],
+            address=words[2],
+            destination=words[3],
+            line_beats=words[4],
+            lines=words[5],
+            stride=words[6],
         )
     if opcode != Opcode.EXEC:
         raise CommandError(f"opcode must be 1 or 2, not {opcode}")
@@ -234,17 +239,33 @@ def decode(data: bytes) -> Load | Exec:
         raise CommandError("output mode must be 0, 1 or 2, not 3")
     try:
         stream = StreamFormat(
-            delta_bits=form & 15, absolute=bool(form >> 4 & 1), weight_bits=4 if form >> 5 & 1 else 8
+            delta_bits=form & 15,
+            absolute=bool(form >> 4 & 1),
+            weight_bits=4 if form >> 5 & 1 else 8,
         )
     except ValueError as error:
         raise CommandError(str(error)) from None
     return Exec(
-        wait=words[1], weights=words[2], beats=words[3], output=words[4], base=words[5],
-        limit=words[6], positions=words[7] & 0xFFFF, width=words[7] >> 16,
-        step=words[8] & 0xFFFF, wrap_step=words[8] >> 16, out_step=words[9],
-        out_wrap_step=words[10], format=stream, has_bias=bool(form >> 6 & 1),
-        mode=OutputMode(mode), psum_in=bool(form >> 10 & 1), psum_out=bool(form >> 11 & 1),
-        zero_point=_int8(words[12]), low=_int8(words[12] >> 8), high=_int8(words[12] >> 16),
+        wait=words[1],
+        weights=words[2],
+        beats=words[3],
+        output=words[4],
+        base=words[5],
+        limit=words[6],
+        positions=words[7] & 0xFFFF,
+        width=words[7] >> 16,
+        step=words[8] & 0xFFFF,
+        wrap_step=words[8] >> 16,
+        out_step=words[9],
+        out_wrap_step=words[10],
+        format=stream,
+        has_bias=bool(form >> 6 & 1),
+        mode=OutputMode(mode),
+        psum_in=bool(form >> 10 & 1),
+        psum_out=bool(form >> 11 & 1),
+        zero_point=_int8(words[12]),
+        low=_int8(words[12] >> 8),
+        high=_int8(words[12] >> 16),
     )
 
 
@@ -256,5 +277,7 @@ def encode_list(commands: "list[Load | Exec]") -> bytes:
 def decode_list(data: bytes) -> "list[Load | Exec]":
     """Decodes a command list; see `decode`."""
     if len(data) % COMMAND_BYTES:
-        raise CommandError(f"a command list must be a multiple of {COMMAND_BYTES} bytes, not {len(data)}")
+        raise CommandError(
+            f"a command list must be a multiple of {COMMAND_BYTES} bytes, not {len(data)}"
+        )
     return [decode(data[i : i + COMMAND_BYTES]) for i in range(0, len(data), COMMAND_BYTES)]

@@ -145,7 +145,7 @@ class CoreConfig:
 
     @property
     def out_words(self) -> int:
-        """Output words that the result path of an engine holds, on their way from lanes to store."""
+        """Output words that the result path of an engine holds, from its lanes to the store."""
         return max(4, 128 // self.lanes)
 
     @property

@@ -318,7 +318,7 @@ class Core:
                 self._session.close_windows()
             except DeviceError as error:
                 # The device is gone, or not ours any more: nothing is left to close there.
-                _log.warning("%s was closed without closing its windows: %s", self.device.uri, error)
+                _log.warning("%s closed with its windows open: %s", self.device.uri, error)
             finally:
                 self.device.close()
 

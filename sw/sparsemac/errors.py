@@ -70,11 +70,13 @@ class DeviceFault(DeviceError):
         self.detail = detail
         name = getattr(code, "name", str(int(code)))
         where = f"command {command}, address {address:#010x}, detail {detail}"
-        super().__init__(f"core stopped with fault {name} at {where}" + (f": {text}" if text else ""))
+        super().__init__(
+            f"core stopped with fault {name} at {where}" + (f": {text}" if text else "")
+        )
 
 
 class LinkError(DeviceError):
-    """A transport gave up after its retries; the operation was not carried out, or has no effect."""
+    """A transport gave up after its retries; the operation was not carried out or has no effect."""
 
 
 class OutcomeUnknown(LinkError):

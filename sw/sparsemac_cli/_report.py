@@ -72,12 +72,20 @@ def write_json(path: Path | None, value: Mapping[str, Any] | Sequence[Any]) -> N
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options that size a core."""
     group = parser.add_argument_group("core")
-    group.add_argument("--config", metavar="TOML", type=Path, help="read the configuration from a file")
+    group.add_argument(
+        "--config", metavar="TOML", type=Path, help="read the configuration from a file"
+    )
     group.add_argument("--engines", type=int, metavar="N", help="rows at work at once")
-    group.add_argument("--lanes", type=int, metavar="V", help="positions at work at once per engine")
-    group.add_argument("--depth", type=int, metavar="T", help="positions per lane that a row serves")
+    group.add_argument(
+        "--lanes", type=int, metavar="V", help="positions at work at once per engine"
+    )
+    group.add_argument(
+        "--depth", type=int, metavar="T", help="positions per lane that a row serves"
+    )
     group.add_argument("--bus-width", type=int, metavar="W", help="bits of the AXI4 data bus")
-    group.add_argument("--act-depth", type=int, metavar="WORDS", help="activation buffer per engine")
+    group.add_argument(
+        "--act-depth", type=int, metavar="WORDS", help="activation buffer per engine"
+    )
     group.add_argument("--psum-depth", type=int, metavar="N", help="partial sums per engine")
     group.add_argument("--entry-depth", type=int, metavar="N", help="entry buffer per engine")
 
@@ -107,6 +115,9 @@ def _buffers_that_follow(config: CoreConfig, changes: Mapping[str, Any]) -> dict
 
 def stalls_text(stalls: Mapping[str, float]) -> str:
     """Lost cycles by cause, largest first, as shares of all engine cycles."""
-    parts = [f"{name} {share:.1%}" for name, share in
-             sorted(stalls.items(), key=lambda item: -item[1]) if share >= 0.0005]
+    parts = [
+        f"{name} {share:.1%}"
+        for name, share in sorted(stalls.items(), key=lambda item: -item[1])
+        if share >= 0.0005
+    ]
     return ", ".join(parts) or "none"

@@ -15,7 +15,8 @@ __all__ = ["add_parser"]
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
-        "build", help="build a bitstream for a board",
+        "build",
+        help="build a bitstream for a board",
         description="Builds core, UART link and on-chip memory for a board. Exit code 4 if the "
         "design does not fit or misses its clock.",
     )
@@ -33,5 +34,7 @@ def run(args: argparse.Namespace) -> int:
         report = boards.build(args.board, args.output)
     for name, value in asdict(report).items():
         print(f"{name:18} {value}")
-    write_json(args.json, {k: str(v) if isinstance(v, Path) else v for k, v in asdict(report).items()})
+    write_json(
+        args.json, {k: str(v) if isinstance(v, Path) else v for k, v in asdict(report).items()}
+    )
     return OK if report.fits and report.meets_clock else DOES_NOT_FIT

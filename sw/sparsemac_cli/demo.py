@@ -5,7 +5,6 @@ import argparse
 import time
 from dataclasses import dataclass, replace
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,8 @@ def load_demo() -> Demo:
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
-        "demo", help="run the shipped network on the simulated core, bit-exactly",
+        "demo",
+        help="run the shipped network on the simulated core, bit-exactly",
         description="Takes the pruned, quantized digits classifier that ships with the package, "
         "generates a core, builds its simulator, runs the whole test set on it, and compares every "
         "integer with the golden model. Exit code 1 if one differs.",
@@ -84,9 +84,12 @@ def dense(layer: LinearLayer) -> LinearLayer:
     filled = layer.weights.to_dense()
     filled[filled == 0] = 1
     rows, columns = filled.shape
-    weights = Csr((rows, columns), np.arange(rows + 1, dtype=np.int64) * columns,
-                  np.tile(np.arange(columns, dtype=np.int64), rows),
-                  filled.astype(np.int8).ravel())
+    weights = Csr(
+        (rows, columns),
+        np.arange(rows + 1, dtype=np.int64) * columns,
+        np.tile(np.arange(columns, dtype=np.int64), rows),
+        filled.astype(np.int8).ravel(),
+    )
     return replace(layer, weights=weights)
 
 
@@ -102,8 +105,10 @@ def run(args: argparse.Namespace) -> int:
     with progress.stage("load the pruned network and its test set"):
         demo = load_demo()
         x = quantize_input(demo.images, demo.layers[0])
-    with progress.stage(f"generate a core of {config.engines} engines x {config.lanes} lanes and "
-                        "build its simulator"):
+    with progress.stage(
+        f"generate a core of {config.engines} engines x {config.lanes} lanes and "
+        "build its simulator"
+    ):
         core = sparsemac.open("sim:", config)
     with core:
         with progress.stage(f"run {x.shape[1]} images on the core"):
@@ -119,16 +124,24 @@ def run(args: argparse.Namespace) -> int:
     density = sum(layer.weights.nnz for layer in demo.layers) / weights
     speedup = reference.cycles / result.cycles
     figures = {
-        "images": images, "mismatches": mismatches,
+        "images": images,
+        "mismatches": mismatches,
         "accuracy_core": _accuracy(result.outputs, demo.labels),
         "accuracy_golden": _accuracy(golden, demo.labels),
-        "accuracy_float": demo.accuracy_float, "density": density,
+        "accuracy_float": demo.accuracy_float,
+        "density": density,
         "cycles_per_inference": result.cycles / images,
         "dense_cycles_per_inference": reference.cycles / images,
-        "speedup": speedup, "ideal_speedup": 1 / density, "speedup_fraction": speedup * density,
-        "utilization": result.utilization, "dense_utilization": reference.utilization,
-        "macs": result.macs, "cycles": result.cycles, "stalls": result.stalls,
-        "seconds": time.monotonic() - began, "config": config.as_dict(),
+        "speedup": speedup,
+        "ideal_speedup": 1 / density,
+        "speedup_fraction": speedup * density,
+        "utilization": result.utilization,
+        "dense_utilization": reference.utilization,
+        "macs": result.macs,
+        "cycles": result.cycles,
+        "stalls": result.stalls,
+        "seconds": time.monotonic() - began,
+        "config": config.as_dict(),
     }
     _print(figures, demo.layers)
     write_json(args.json, figures)
@@ -139,18 +152,30 @@ def _print(f: dict[str, Any], layers: list[LinearLayer]) -> None:
     shape = "-".join(str(n) for n in [layers[0].inputs, *(layer.outputs for layer in layers)])
     bits = layers[0].weight_bits
     double = all(layer.mode == OutputMode.DOUBLE for layer in layers)
-    print(f"network              {shape}, int{bits} weights, int8 activations, {f['density']:.1%} of "
-          "the weights kept" + ("" if double else ", raw outputs"))
-    print(f"integers             {f['mismatches']} of {f['images'] * layers[-1].outputs} differ from "
-          "the golden model")
-    print(f"accuracy             core {f['accuracy_core']:.2%}, golden {f['accuracy_golden']:.2%}, "
-          f"float {f['accuracy_float']:.2%} on {f['images']} images")
-    print(f"cycles per inference {f['cycles_per_inference']:.0f}, dense "
-          f"{f['dense_cycles_per_inference']:.0f}")
-    print(f"speed-up             {f['speedup']:.2f} of an ideal {f['ideal_speedup']:.2f} "
-          f"(1 / density): {f['speedup_fraction']:.0%}")
-    print(f"utilization          {f['utilization']:.1%} of {f['config']['engines']} x "
-          f"{f['config']['lanes']} multipliers; dense {f['dense_utilization']:.1%}")
+    print(
+        f"network              {shape}, int{bits} weights, int8 activations, {f['density']:.1%} of "
+        "the weights kept" + ("" if double else ", raw outputs")
+    )
+    print(
+        f"integers             {f['mismatches']} of {f['images'] * layers[-1].outputs} differ from "
+        "the golden model"
+    )
+    print(
+        f"accuracy             core {f['accuracy_core']:.2%}, golden {f['accuracy_golden']:.2%}, "
+        f"float {f['accuracy_float']:.2%} on {f['images']} images"
+    )
+    print(
+        f"cycles per inference {f['cycles_per_inference']:.0f}, dense "
+        f"{f['dense_cycles_per_inference']:.0f}"
+    )
+    print(
+        f"speed-up             {f['speedup']:.2f} of an ideal {f['ideal_speedup']:.2f} "
+        f"(1 / density): {f['speedup_fraction']:.0%}"
+    )
+    print(
+        f"utilization          {f['utilization']:.1%} of {f['config']['engines']} x "
+        f"{f['config']['lanes']} multipliers; dense {f['dense_utilization']:.1%}"
+    )
     print(f"lost to              {stalls_text(f['stalls'])}")
     print(f"seconds              {f['seconds']:.1f}")
     print("next                 sparsemac bench --help, to run your own matrices")

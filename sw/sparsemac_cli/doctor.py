@@ -79,7 +79,9 @@ def survey() -> list[Tool]:
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the subcommand."""
-    parser = commands.add_parser("doctor", help="list every tool, and how to install what is missing")
+    parser = commands.add_parser(
+        "doctor", help="list every tool, and how to install what is missing"
+    )
     add_json_argument(parser)
     parser.set_defaults(run=run)
 

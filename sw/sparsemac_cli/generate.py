@@ -15,9 +15,10 @@ __all__ = ["add_parser"]
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Adds the subcommand."""
     parser = commands.add_parser(
-        "generate", help="write a core's Verilog, description and register map",
+        "generate",
+        help="write a core's Verilog, description and register map",
         description="Writes core.v, core.json (ports with signedness, configuration, hash), the "
-        "register map as Markdown, C header and JSON, and a file list. Two runs are byte-identical.",
+        "register map as Markdown, C header and JSON, and a file list. Two runs agree to the byte.",
     )
     parser.add_argument("--board", metavar="BOARD", help="configuration that suits a board")
     parser.add_argument("-o", "--output", metavar="DIR", type=Path, required=True)
@@ -43,8 +44,12 @@ def run(args: argparse.Namespace) -> int:
     paths = emit.emit(config, args.output)
     for path in paths:
         print(path)
-    write_json(args.json, {
-        "files": [str(path) for path in paths], "config": config.as_dict(),
-        "config_hash": f"{config.hash:#010x}",
-    })
+    write_json(
+        args.json,
+        {
+            "files": [str(path) for path in paths],
+            "config": config.as_dict(),
+            "config_hash": f"{config.hash:#010x}",
+        },
+    )
     return OK

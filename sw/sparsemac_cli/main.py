@@ -42,7 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING,
-        format="%(levelname)s %(name)s: %(message)s" if args.verbose else "%(levelname)s: %(message)s",
+        format="%(levelname)s %(name)s: %(message)s"
+        if args.verbose
+        else "%(levelname)s: %(message)s",
         stream=sys.stderr,
     )
     try:

@@ -18,10 +18,11 @@ def test_puts_sums_in_lane_order_whatever_the_distance_of_rows(lanes):
     dut = SumQueue(config, WORDS)
     group, buses = config.shortest_row_cycles, config.sum_buses
     # Sum k of a row leaves its bus k cycles behind the row's end: lane v is v cycles late.
-    events, order, cycle = {}, [], 0
-    for row in range(40):
+    events, order, cycle, left = {}, [], 0, [0] * WORDS
+    for _ in range(40):
         # Never more rows under way than there is room for: one result leaves per cycle.
-        cycle = max(cycle + rng.randrange(group, 2 * lanes + 1), (row - WORDS + 1) * lanes)
+        cycle = max(cycle + rng.randrange(group, 2 * lanes + 1), left[-WORDS])
+        left.append(max(left[-1], cycle + 2) + lanes)
         for v in range(lanes):
             value = rng.randrange(-(1 << 31), 1 << 31)
             events.setdefault(cycle + v, []).append((v // group, value))
