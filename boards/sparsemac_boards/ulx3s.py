@@ -58,11 +58,13 @@ class Ulx3sTop(Elaboratable):
     def elaborate(self, platform: Any) -> Module:
         """Returns the gateware; ``platform`` is the board's."""
         m = Module()
+        clk_pin = platform.request("clk25", 0, dir="-")
         line = platform.request("uart", 0, dir="-")
-        m.submodules.clk_buffer = oscillator = io.Buffer(io.Direction.Input, platform.request("clk25", dir="-"))
+        led = platform.request("led", 0, dir="-")
+        m.submodules.clk_buffer = oscillator = io.Buffer(io.Direction.Input, clk_pin)
         m.submodules.rx_buffer = rx = io.Buffer(io.Direction.Input, line.rx)
         m.submodules.tx_buffer = tx = io.Buffer(io.Direction.Output, line.tx)
-        m.submodules.lamp_buffer = lamp = io.Buffer(io.Direction.Output, platform.request("led", 0, dir="-"))
+        m.submodules.lamp_buffer = lamp = io.Buffer(io.Direction.Output, led)
         m.domains.sync = ClockDomain()
         clock = Signal()
         locked = Signal()

@@ -110,8 +110,8 @@ def _interleave(
     """Orders the rows of an engine, which come longest first, so that short ones hide.
 
     A row brings ``lanes`` results for each position, and they leave the engine one per cycle.
-    Behind a row shorter than that, results pile up; a longer one lets them drain. The next row is the
-    shortest left as long as the engine can hold what it adds, else the longest.
+    Behind a row shorter than that, results pile up; a longer one lets them drain. The next row is
+    the shortest left as long as the engine can hold what it adds, else the longest.
     """
     lanes, shortest = config.lanes, config.shortest_row_cycles
     room = config.out_words * lanes // (4 * positions)  # a quarter: engines share the store

@@ -221,7 +221,7 @@ def register_map(config: CoreConfig) -> RegisterMap:
                     0,
                     8,
                     "R",
-                    "Fault code; 0 none. The first of a job is kept. Start and soft reset clear it.",
+                    "Fault code; 0 none. The first of a job is kept; start clears it.",
                 ),
             ),
             "Sticky fault code.",
