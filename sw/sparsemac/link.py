@@ -14,7 +14,8 @@ Reply::
     op | 0x80 1, sequence 1, session 2, status 1, zero 1, length 2, data, CRC-32 4
 
 ``length`` counts the data of a write, or what a read asks for; the CRC is that of zlib over all
-bytes before it. A side drops a frame that is damaged, and the host asks again.
+bytes before it. A side drops a frame that is damaged or empty, and the host asks again, with a zero
+byte in front that ends whatever the line has left in the device.
 
 The device keeps the sequence number of the last request of the session and its reply: the same
 request again is answered from there and not carried out twice. HELLO opens a session with a number
@@ -271,11 +272,15 @@ class LinkClient:
         self._sequence = (self._sequence + 1) & 0xFF
         request = Request(op, self._sequence, self._session, address, length, data)
         what = f"{op.name} at {address:#x}"
+        frame = request.encode()
         sent = False
         for attempt in range(self._retries + 1):
-            self.repeated += attempt > 0
+            again = attempt > 0
+            self.repeated += again
+            # What the device has of a frame whose end was lost must not swallow this one.
+            flush = b"\0" if again or op == LinkOp.HELLO else b""
             try:
-                self._transport.write(request.encode())
+                self._transport.write(flush + frame)
                 sent = True
                 reply = self._await(request)
             except OSError as error:

@@ -291,6 +291,29 @@ def test_e3_foreign_frames_are_never_a_read():
     assert client.read_register(4) == 0
 
 
+def test_e1_lost_end_of_a_frame_costs_one_repeat():
+    client, line = connect()
+    sent = []
+
+    def lose_first_end(data, way):
+        if way == "out":
+            sent.append(data)
+            return data[:-1] if len(sent) == 1 else data
+        return data
+
+    line.damage = lose_first_end
+    client.write_register(4, 77)
+    assert client.repeated == 1 and len(sent) == 2
+
+
+def test_e3_host_that_follows_a_killed_one_is_heard_at_once():
+    client, line = connect()
+    line.write(Request(LinkOp.WRITE_REGISTER, 9, line.model.session, 4, 4, bytes(4)).encode()[:7])
+    other = LinkClient(line, timeout=0.01, retries=0)
+    other.hello()
+    assert other.repeated == 0 and not line.model.writes()
+
+
 @pytest.mark.parametrize("call", [
     lambda client: client.write_register(4, 1), lambda client: client.write_memory(4, bytes(4))])
 def test_e4_write_without_an_answer_has_an_unknown_outcome(call):

@@ -227,6 +227,17 @@ def test_port_must_be_named():
         uart.open_device("")
 
 
+@pytest.mark.parametrize(("options", "text"), [
+    ({"baud": 0}, "baud must be 300 to 12000000, not 0"),
+    ({"retries": -1}, "retries must be 0 to 1000, not -1"),
+    ({"timeout": 0}, "timeout must be more than 0 s, not 0"),
+    ({"timeout": float("nan")}, "timeout must be more than 0 s, not nan"),
+])
+def test_options_out_of_range_are_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        uart.open_device("/dev/null", CONFIG, **options)
+
+
 def test_port_that_is_not_there_is_a_link_error(tmp_path):
     pytest.importorskip("serial", reason="uart: needs pyserial: pip install 'sparsemac[uart]'")
     with pytest.raises(LinkError, match="serial port .*nothing cannot be opened"):

@@ -4,7 +4,7 @@
 import time
 from typing import Any
 
-from .._checks import need
+from .._checks import as_int_in, need
 from ..config import CoreConfig
 from ..errors import DeviceClosed, DeviceTimeout, LinkError
 from ..link import LinkClient
@@ -24,9 +24,22 @@ def open_device(
     timeout: float = 0.25,
     retries: int = 12,
 ) -> "UartDevice":
-    """Opens ``uart:PORT``, 8 data bits, no parity, 1 stop bit."""
+    """Opens ``uart:PORT``, 8 data bits, no parity, 1 stop bit.
+
+    Parameters
+    ----------
+    rest : str          The port.
+    config : CoreConfig or None    The core on the board; by default one of all defaults.
+    baud : int          Bits per second, 300 to 12,000,000; those of the board.
+    timeout : float     Seconds that a reply may take.
+    retries : int       How often a request is sent again, 0 to 1000.
+    """
     if not rest:
         raise ValueError("a serial device must be 'uart:PORT', for example 'uart:/dev/ttyUSB0'")
+    baud = as_int_in("baud", baud, 300, 12_000_000)
+    retries = as_int_in("retries", retries, 0, 1000)
+    if not timeout > 0:
+        raise ValueError(f"timeout must be more than 0 s, not {timeout!r}")
     transport = SerialTransport(rest, baud)
     client = LinkClient(transport, timeout=timeout, retries=retries)
     try:
