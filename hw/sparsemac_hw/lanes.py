@@ -18,11 +18,11 @@ __all__ = ["MacLanes"]
 class MacLanes(wiring.Component):
     """Multiplies each entry with one activation per lane and sums up rows.
 
-    All lanes read the same word address, each in its own memory, but lane ``v`` does so ``v`` cycles
-    after lane 0 (the entry travels down the lanes, register to register). The sums of a row thus
-    leave one lane per cycle, lane 0 first. Each group of lanes has a bus for them that is only an
-    OR: a lane drives zero except in its own cycle. Accumulators need no clear cycle: they restart
-    from zero behind ``last``.
+    All lanes read the same word address, each in its own memory, but lane ``v`` does so ``v``
+    cycles after lane 0 (the entry travels down the lanes, register to register). The sums of a row
+    thus leave one lane per cycle, lane 0 first. Each group of lanes has a bus for them that is only
+    an OR: a lane drives zero except in its own cycle. Accumulators need no clear cycle: they
+    restart from zero behind ``last``.
 
     ``sum[v] = sum over the entries of a row of  i_weight * activation[v][i_addr]``
 
