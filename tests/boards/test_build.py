@@ -150,7 +150,7 @@ def test_native_tools_go_before_those_from_pypi(monkeypatch, tmp_path):
     assert list(find_tools().values()) == [str(tmp_path / name) for name in names]
 
 
-@pytest.mark.slow
+@pytest.mark.bitstream
 def test_builds_a_bitstream_that_meets_its_clock(tmp_path):
     report = build("ulx3s-85f", tmp_path)
     assert report.fits and report.meets_clock
@@ -161,7 +161,7 @@ def test_builds_a_bitstream_that_meets_its_clock(tmp_path):
     assert [clock["constraint"] for clock in clocks] == [pytest.approx(asked, rel=0.01)]
 
 
-@pytest.mark.slow
+@pytest.mark.bitstream
 def test_core_that_is_too_large_does_not_fit(tmp_path):
     too_much = SMALLEST.replace(act_depth=65536, lanes=16, bus_width=128, burst_beats=4)
     report = build("ulx3s-85f", tmp_path, too_much)
