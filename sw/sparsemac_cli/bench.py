@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import sparsemac
 from sparsemac._checks import as_int_in
+from sparsemac.config import CoreConfig
 from sparsemac.csr import Csr
 from sparsemac.golden import run_layer
 from sparsemac.layer import LinearLayer
@@ -28,6 +29,9 @@ from ._report import (
 )
 
 __all__ = ["add_parser", "bench_matrix"]
+
+#: A bus that does not limit 8 engines x 8 lanes; ``--bus-width`` sets another.
+BENCH_CONFIG = CoreConfig(bus_width=256)
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -137,7 +141,7 @@ def _device_options(args: argparse.Namespace) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     """Runs all files; 1 if an integer differs, 2 if a file was refused."""
     as_int_in("columns", args.columns, 1, 1 << 20)
-    config = config_from(args)
+    config = config_from(args, BENCH_CONFIG)
     rows: list[dict[str, Any]] = []
     refused = 0
     with sparsemac.open(args.device, config, **_device_options(args)) as core:
