@@ -5,14 +5,17 @@ The driver's own ``uart:`` transport opens the terminal as it would open a board
 moves bytes between it and the simulated pins, and may lose, flip or double some on the way.
 """
 
+import contextlib
 import ctypes
 import os
 import random
+import shutil
 import subprocess
 import threading
 import time
 import tty
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from sparsemac.config import CoreConfig
@@ -28,9 +31,26 @@ __all__ = ["SimulatedBoard", "WireFaults"]
 
 _SOURCE = Path(__file__).parent / "native_board" / "board.cpp"
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
+_VERILATE_FLAGS = (
+    "--cc", "--no-timing", "-O3", "--top-module", "board", "--prefix", "Vboard", "--Mdir", ".",
+    "--output-split", "0", "-fno-merge-cond-motion",
+    *(f"-Wno-{name}" for name in VERILATOR_LINT_OFF),
+)
+_COMPILE_FLAGS = (
+    "-shared", "-std=gnu++20", "-O1", "-fPIC", "-fvisibility=hidden", "-w", "-DVERILATOR=1",
+    "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0", "-DVM_TRACE_FST=0",
+    "-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0", "-I.",
+)
 
-#: Cycles between two looks at the terminal: about ten bytes at 8 cycles per bit.
+#: Cycles between two looks at the terminal: twenty bytes at 4 cycles per bit.
 _SLICE_CYCLES = 800
+
+#: After so many looks at a line on which nothing moves, the processor is left to others in between.
+_QUIET_LOOKS = 50
+_QUIET_SECONDS = 0.0005
+
+#: Bytes from the board that may wait for a host that does not read.
+_BACKLOG_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +74,7 @@ class SimulatedBoard:
     faults : WireFaults
     """
 
-    def __init__(self, config: CoreConfig, *, memory_bytes: int = 1 << 16, divisor: int = 8,
+    def __init__(self, config: CoreConfig, *, memory_bytes: int = 1 << 16, divisor: int = 4,
                  faults: WireFaults | None = None) -> None:
         self._library = _load(_build(config, memory_bytes, divisor))
         self._board = ctypes.c_void_p(self._library.board_create(divisor))
@@ -122,6 +142,8 @@ class SimulatedBoard:
 
     def _run(self) -> None:
         buffer = (ctypes.c_uint8 * 4096)()
+        back = bytearray()
+        quiet = 0
         while not self._stop.is_set():
             if self._restart.is_set():
                 self._library.board_reset(self._board)
@@ -134,8 +156,16 @@ class SimulatedBoard:
                 self._library.board_send(self._board, data, len(data))
             self._library.board_run(self._board, _SLICE_CYCLES)
             count = self._library.board_receive(self._board, buffer, len(buffer))
-            if count and (back := self._wire(bytes(buffer[:count]))):
-                os.write(self._master, back)
+            back += self._wire(bytes(buffer[:count]))
+            quiet = 0 if data or count else quiet + 1
+            if quiet > _QUIET_LOOKS:
+                time.sleep(_QUIET_SECONDS)
+            if back:
+                # Nobody may be there to read: then the terminal is full, and its driver's buffer,
+                # which this one stands for, grows no further either.
+                del back[:-_BACKLOG_BYTES]
+                with contextlib.suppress(BlockingIOError):
+                    del back[: os.write(self._master, back)]
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -145,30 +175,33 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
+@cache
+def _verilog(config: CoreConfig, memory_bytes: int, divisor: int) -> str:
+    return emit_verilog(UartSoc(config, memory_bytes, divisor), "board")
+
+
 def _build(config: CoreConfig, memory_bytes: int, divisor: int) -> Path:
     """Compiles the board's Verilog and its harness; cached by content."""
-    verilog = emit_verilog(UartSoc(config, memory_bytes, divisor), "board")
+    verilog = _verilog(config, memory_bytes, divisor)
     verilator, compiler = find_verilator(), find_compiler()
-    key = content_hash([verilog, _SOURCE.read_bytes(), verilator.version, compiler.version])
+    key = content_hash([verilog, _SOURCE.read_bytes(), verilator.version, compiler.version,
+                        *_VERILATE_FLAGS, *_COMPILE_FLAGS])
 
     def make(work: Path) -> None:
-        (work / "board.v").write_text(verilog, encoding="utf-8")
-        _call([
-            str(verilator.binary), "--cc", "--no-timing", "-O3", "--top-module", "board",
-            "--prefix", "Vboard", "--Mdir", ".", "--output-split", "0", "-fno-merge-cond-motion",
-            *(f"-Wno-{name}" for name in VERILATOR_LINT_OFF), "board.v",
-        ], work, verilator.environment)
-        model = sorted(path.name for path in work.glob("Vboard*.cpp"))
-        unit = "".join(f'#include "{name}"\n' for name in [*model, str(_SOURCE)])
-        (work / "unit.cpp").write_text(unit, encoding="utf-8")
+        model = work / "model"
+        model.mkdir()
+        (model / "board.v").write_text(verilog, encoding="utf-8")
+        _call([str(verilator.binary), *_VERILATE_FLAGS, "board.v"], model, verilator.environment)
+        sources = sorted(path.name for path in model.glob("Vboard*.cpp"))
+        unit = "".join(f'#include "{name}"\n' for name in [*sources, str(_SOURCE)])
+        (model / "unit.cpp").write_text(unit, encoding="utf-8")
         include = verilator.include
         _call([
-            str(compiler.path), "-shared", "-std=gnu++20", "-O1", "-fPIC", "-fvisibility=hidden",
-            "-w", "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE=0",
-            "-DVM_TRACE_FST=0", "-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0", "-I.",
-            f"-I{include}", f"-I{include / 'vltstd'}", "unit.cpp",
-            *(str(include / name) for name in _RUNTIME), "-pthread", "-o", "board.so",
-        ], work, None)
+            str(compiler.path), *_COMPILE_FLAGS, f"-I{include}", f"-I{include / 'vltstd'}",
+            "unit.cpp", *(str(include / name) for name in _RUNTIME), "-pthread",
+            "-o", str(work / "board.so"),
+        ], model, None)
+        shutil.rmtree(model)
 
     return cached(f"boards/{key}", make) / "board.so"
 

@@ -1,11 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """The board at its pins, through the driver's own serial transport and a pseudo-terminal."""
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import sparsemac
-from sparsemac.errors import DeviceMismatch, DeviceRestarted, LinkError, MissingDependency
+from sparsemac.devices import uart
+from sparsemac.errors import (
+    DeviceMismatch,
+    DeviceRestarted,
+    LinkError,
+    MissingDependency,
+    OutcomeUnknown,
+)
 from sparsemac.golden import run_layer
+from sparsemac.registers import register_map
 from sparsemac_sim.board import SimulatedBoard, WireFaults
 from sparsemac_sim.toolchain import find_compiler, find_verilator
 
@@ -64,6 +75,39 @@ def test_e5_a_line_that_dies_is_an_error_and_works_again_when_it_is_back():
         with open_board(board) as core:
             result = core.run(core.load(layer), x)
             assert (result.outputs == run_layer(layer, x)).all()
+
+
+def test_e5_a_line_that_dies_in_a_transfer_ends_it_in_time_and_harms_nothing():
+    data = np.random.default_rng(5).integers(0, 256, 60_000).astype(np.uint8).tobytes()
+    with SimulatedBoard(CONFIG) as board:
+        with uart.open_device(board.port, CONFIG, timeout=0.05, retries=3) as device:
+            puller = threading.Timer(0.3, board.unplug)
+            puller.start()
+            with pytest.raises(OutcomeUnknown, match="WRITE_MEMORY at 0x"):
+                device.write_memory(0, data)
+            died = time.monotonic()
+            with pytest.raises(LinkError):
+                device.read_register(0)
+            assert time.monotonic() - died < 5
+            puller.join()
+            board.plug()
+            device.write_memory(0, data[:1000])  # the session goes on
+            assert device.read_memory(0, 1000) == data[:1000]
+
+
+def test_memory_and_registers_come_back_as_written_over_a_faulty_line():
+    faults = WireFaults(lost=0.001, flipped=0.001, doubled=0.001, seed=6)
+    print("seed", faults.seed)
+    data = np.random.default_rng(faults.seed).integers(0, 256, 1001).astype(np.uint8).tobytes()
+    offset = register_map(CONFIG)["COMMAND_ADDRESS"].byte_offset
+    with SimulatedBoard(CONFIG, faults=faults) as board:
+        with uart.open_device(board.port, CONFIG, timeout=0.1, retries=50) as device:
+            device.write_memory(3, data)
+            for value in (0, 0xFFFF_FFC0, 0x0012_3440):
+                device.write_register(offset, value)
+                assert device.read_register(offset) == value
+            assert device.read_memory(3, len(data)) == data
+            assert device.link.repeated > 0
 
 
 def test_e5_a_board_that_restarts_is_noticed():

@@ -32,7 +32,9 @@ struct Board {
         top->rst = 1;
         for (uint32_t i = 0; i < cycles; ++i) clock();
         top->rst = 0;
-        bits_left = sampled = sample_in = 0;
+        input.clear();
+        output.clear();
+        bits_left = bit_cycles = sampled = sample_in = 0;
     }
 
     void clock() {
