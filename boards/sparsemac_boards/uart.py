@@ -118,7 +118,9 @@ class UartReceiver(wiring.Component):
                         m.d.sync += self.o_data.eq(Cat(self.o_data[1:], line))
                     with m.Else():
                         m.d.sync += [self.o_valid.eq(line), self.framing_error.eq(~line)]
-                        m.next = "RECOVER"
+                        m.next = "IDLE"
+                        with m.If(~line):
+                            m.next = "RECOVER"
             with m.State("RECOVER"):  # wait for the line to be idle
                 with m.If(line):
                     m.next = "IDLE"

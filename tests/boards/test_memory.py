@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""On-chip memory against a bytearray."""
+
 import random
 
 import pytest
@@ -99,3 +101,57 @@ def test_serves_bursts_and_the_host_like_one_memory(width):
         assert await write(ctx, LENGTH, [(bytes(step), (1 << step) - 1)]) == 3
 
     simulate(dut, drive)
+
+
+async def _read_burst(ctx, bus, beats, words):
+    """Reads from address 0 with RREADY high; returns the cycles from AR to the last beat."""
+    ctx.set(bus.rready, 1)
+    ctx.set(bus.arlen, beats - 1)
+    ctx.set(bus.arvalid, 1)
+    cycles = 0
+    while len(words) < beats:
+        *_, taken, valid, data = await ctx.tick().sample(bus.arready, bus.rvalid, bus.rdata)
+        if taken:
+            ctx.set(bus.arvalid, 0)
+        if valid:
+            words.append(data)
+        cycles += 1
+    return cycles
+
+
+@pytest.mark.parametrize("host_every", [0, 2, 3])
+def test_one_beat_per_cycle_and_the_host_costs_one_cycle_each(host_every):
+    dut, beats = OnChipMemory(32, LENGTH), 64
+    bus, words, cycles, uses = dut.bus, [], [], [0]
+
+    async def fill(ctx):
+        ctx.set(dut.host_en, 1)
+        ctx.set(dut.host_we, 1)
+        for k in range(beats):
+            ctx.set(dut.host_addr, 4 * k)
+            ctx.set(dut.host_w_data, 1000 + k)
+            await ctx.tick()
+        ctx.set(dut.host_en, 0)
+        ctx.set(dut.host_we, 0)
+        cycles.append(await _read_burst(ctx, bus, beats, words))
+
+    async def host(ctx):
+        await ctx.tick().repeat(beats + 1)
+        while host_every:
+            for phase in range(host_every):
+                ctx.set(dut.host_en, phase == 0)
+                ctx.set(dut.host_addr, 4 * (uses[0] % beats))
+                await ctx.tick()
+                if phase == 0:
+                    assert ctx.get(dut.host_r_data) == 1000 + uses[0] % beats
+                    uses[0] += 1
+
+    simulate(dut, fill, background=[host])
+    assert words == [1000 + k for k in range(beats)]
+    assert cycles[0] <= beats + 4 + uses[0]
+
+
+@pytest.mark.parametrize("length", [0, 2048, 5000, 1 << 21])
+def test_length_out_of_range_is_refused(length):
+    with pytest.raises(ValueError, match=r"^length must be a power of two from 4096 to 1048576"):
+        OnChipMemory(64, length)
