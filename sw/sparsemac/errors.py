@@ -17,6 +17,7 @@ __all__ = [
     "DeviceTimeout",
     "LinkError",
     "MissingDependency",
+    "ModelError",
     "OutcomeUnknown",
     "UnsupportedLayer",
 ]
@@ -89,6 +90,10 @@ class DeviceRestarted(LinkError):
 
 class UnsupportedLayer(ValueError):
     """A layer or a matrix that this core cannot run, with the limit that stands in the way."""
+
+
+class ModelError(ValueError):
+    """A model file that is damaged, or that holds what cannot be run; names what and where."""
 
 
 class MissingDependency(ImportError):

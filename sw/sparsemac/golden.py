@@ -2,17 +2,19 @@
 """Layer-wise golden model: the mathematics of a network, in exact integers."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .commands import OutputMode
+from .conv import ConvLayer
 from .csr import Csr
 from .layer import LinearLayer
 from .numerics import requantize
 
-__all__ = ["matmul", "run_layer", "run_network"]
+__all__ = ["matmul", "run_conv", "run_layer", "run_network"]
 
 #: Elements of the largest temporary [count].
 _CHUNK = 1 << 24
@@ -74,6 +76,42 @@ def run_layer(layer: LinearLayer, x: NDArray[np.int8]) -> NDArray[np.int8] | NDA
         return sums.astype(np.int32)
     return requantize(sums, layer.multiplier[:, None], layer.shift[:, None], layer.zero_point,
                       layer.low, layer.high, layer.mode)
+
+
+def run_conv(layer: ConvLayer, x: NDArray[np.int8]) -> NDArray[np.int8] | NDArray[np.int32]:
+    """Runs a convolution on arrays of the shapes that ``layer.input_shape`` and ``output_shape`` say.
+
+    Returns int8, or int32 in mode RAW.
+    """
+    linear, g = layer.linear, layer.geometry
+    if x.ndim != len(layer.input_shape(1)) or x.shape[1:] != layer.input_shape(1)[1:]:
+        raise ValueError(
+            f"inputs of {layer.name} must be (n, {', '.join(map(str, layer.input_shape(1)[1:]))}), "
+            f"not {x.shape}"
+        )
+    if x.dtype != np.int8:
+        raise TypeError(f"inputs of {layer.name} must be int8, not {x.dtype}")
+    top, left, bottom, right = g.padding
+    planes = np.pad(layer.to_planes(x), ((0, 0), (0, 0), (top, bottom), (left, right)),
+                    constant_values=linear.input_zero_point)
+    whole = replace(linear, weights=layer.expanded)
+    outputs = []
+    for sample in planes:
+        columns = _patches(sample, layer).reshape(-1, g.out_height * g.out_width)
+        outputs.append(run_layer(whole, columns).reshape(-1, g.out_height, g.out_width))
+    return layer.from_planes(np.stack(outputs))
+
+
+def _patches(planes: NDArray[np.int8], layer: ConvLayer) -> NDArray[np.int8]:
+    """(channels, kernel rows, kernel columns, out height, out width) of one padded sample."""
+    g = layer.geometry
+    patches = np.empty((len(planes), *g.kernel, g.out_height, g.out_width), np.int8)
+    for i in range(g.kernel[0]):
+        for j in range(g.kernel[1]):
+            y, x = i * g.dilation[0], j * g.dilation[1]
+            patches[:, i, j] = planes[:, y : y + g.out_height * g.stride[0] : g.stride[0],
+                                      x : x + g.out_width * g.stride[1] : g.stride[1]]
+    return patches
 
 
 def run_network(
