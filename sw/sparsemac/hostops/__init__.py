@@ -11,10 +11,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from . import integer, onnx, tensor, tflite
+from . import float_ops, integer, onnx, tensor, tflite
 from .registry import OPERATIONS, HostOperationError
 
-__all__ = ["OPERATIONS", "HostOperationError", "integer", "onnx", "run_operation", "tensor", "tflite"]
+__all__ = [
+    "OPERATIONS", "HostOperationError", "float_ops", "integer", "onnx", "run_operation", "tensor",
+    "tflite",
+]
 
 
 def run_operation(
