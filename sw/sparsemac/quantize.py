@@ -17,7 +17,7 @@ from .csr import as_csr
 from .layer import LinearLayer
 from .numerics import quantize_multiplier
 
-__all__ = ["dequantize", "quantize_input", "quantize_network", "quantize_rows"]
+__all__ = ["dequantize", "quantize_input", "quantize_network", "quantize_rows", "range_to_scale"]
 
 #: Candidate scales of a row, as shares of the one that covers its largest weight.
 _SHRINK = np.linspace(1.0, 0.4, 25)
@@ -53,7 +53,8 @@ def quantize_rows(
         )
     top = (1 << weight_bits - 1) - 1
     largest = np.abs(weights).max(1, initial=0.0)
-    full = np.where(largest > 0, largest, 1.0) / top
+    # A row of denormals keeps a positive scale.
+    full = np.maximum(np.where(largest > 0, largest, 1.0) / top, np.finfo(np.float64).tiny)
     best, least = full, np.full(len(weights), np.inf)
     for share in _SHRINK if weight_bits == 4 else (1.0,):
         scale = full * share
@@ -64,7 +65,7 @@ def quantize_rows(
     return np.clip(np.rint(weights / best[:, None]), -top, top).astype(np.int8), best
 
 
-def _range_to_scale(low: float, high: float) -> tuple[float, int]:
+def range_to_scale(low: float, high: float) -> tuple[float, int]:
     """Scale and zero point of int8 values that cover a range, and zero exactly."""
     low, high = min(low, 0.0), max(high, 0.0)
     scale = (high - low) / 255 or 1.0
@@ -130,7 +131,7 @@ def quantize_network(
         raise ValueError(f"calibration must be (samples, inputs), not of shape {real.shape}")
     if not np.isfinite(real).all():
         raise ValueError("calibration must be finite, not NaN or infinite")
-    scale, zero_point = _range_to_scale(float(real.min()), float(real.max()))
+    scale, zero_point = range_to_scale(float(real.min()), float(real.max()))
     layers = []
     for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         weight, bias = np.asarray(weight, np.float64), np.asarray(bias, np.float64)
@@ -142,7 +143,7 @@ def quantize_network(
         relu = i < len(weights) - 1
         if relu:
             real = np.maximum(real, 0.0)
-        out_scale, out_zero = _range_to_scale(float(real.min()), float(real.max()))
+        out_scale, out_zero = range_to_scale(float(real.min()), float(real.max()))
         whole = np.rint(corrected / (scale * scales)) - zero_point * integers.sum(1, dtype=np.int64)
         if np.abs(whole).max(initial=0) >= 2**31:
             raise ValueError(f"biases of layer {i} must fit 32 bits at the scale of its sums")

@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Post-training quantization of graphs: float layers become layers for the device.
+
+Scheme: as `sparsemac.quantize`, for graphs. Activations take the range that the float network shows
+on calibration inputs; each row of weights has a scale of its own and zero point 0, so that a pruned
+weight stays exactly zero. int8 flows from layer to layer where nothing between needs reals.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .commands import OutputMode
+from .conv import ConvLayer, Geometry
+from .csr import as_csr, weight_range
+from .graph import Graph, Layer, Node, Value, run_golden
+from .hostops import run_operation
+from .layer import LinearLayer
+from .numerics import quantize_multiplier
+from .quantize import quantize_rows, range_to_scale
+
+__all__ = ["quantize_graph"]
+
+#: Samples that are calibrated at a time, where the model lets one choose [count].
+_CHUNK = 32
+
+#: Biases stay below this, which leaves as much of 32 bits to the sums.
+_LARGEST_BIAS = 1 << 30
+
+#: Below it float32 loses precision; what has such a range is zero.
+_LEAST_SCALE = 1e-30
+
+_NO_LIMITS = (-np.inf, np.inf)
+
+_LAYERS = ("float_conv", "float_linear")
+
+#: Operations that move or choose elements and so are the same for integers in order.
+_ORDER_KEEPING = ("flatten", "max_pool", "reshape", "squeeze", "transpose", "unsqueeze")
+
+
+def quantize_graph(
+    graph: Graph, calibration: Any, *, weight_bits: int = 8, per_channel: bool = True
+) -> Graph:
+    """Turns each ``float_conv`` and ``float_linear`` into a layer for the device.
+
+    A layer's input is quantized by a host operation unless a layer before gives int8; its output is
+    turned into reals where a host operation or the caller needs them. Clamps and ReLU behind a
+    layer become the clamp of its output. What rounding the weights does to the mean of each channel
+    is taken out of its bias (Nagel et al., "Data-Free Quantization Through Weight Equalization and
+    Bias Correction", ICCV 2019, section 4.2, with measured means).
+
+    Parameters
+    ----------
+    graph : Graph
+    calibration : array, or a mapping of names to arrays    Typical inputs. Of a batchable graph any
+                           multiple of its batch.
+    weight_bits : int      4 or 8.
+    per_channel : bool     A scale for each row of the weights, else one for the layer.
+
+    Returns
+    -------
+    Graph    With the same inputs and outputs; double rounding. A float layer that the device cannot
+             run stays as it is, and its node says the reason.
+
+    Raises
+    ------
+    ValueError    If calibration inputs are not the graph's, or values on the way are not finite.
+    """
+    weight_range(weight_bits)
+    arrays = graph.input_arrays(calibration)
+    measured = _measure(graph, arrays)
+    rewriter = _Rewriter(graph, measured, weight_bits, per_channel)
+    for node in graph.nodes:
+        rewriter.add(node)
+    rewriter.finish()
+    return _with_real_types(graph.with_nodes(rewriter.nodes, rewriter.values), arrays)
+
+
+@dataclass(slots=True)
+class _Measured:
+    """What calibration found: ranges of values, and of layers' inputs the mean over samples."""
+
+    low: dict[str, float] = field(default_factory=dict)
+    high: dict[str, float] = field(default_factory=dict)
+    mean: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
+
+    def note(self, name: str, array: NDArray[Any]) -> None:
+        """Widens the range of a value."""
+        if array.dtype.kind != "f" or not array.size:
+            return
+        low, high = float(array.min()), float(array.max())
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ValueError(
+                f"values of {name!r} must be finite in calibration, not {low} to {high}")
+        self.low[name] = min(low, self.low.get(name, low))
+        self.high[name] = max(high, self.high.get(name, high))
+
+    def scale(
+        self, name: str, limits: tuple[float, float] = _NO_LIMITS
+    ) -> tuple[float, int]:
+        """Scale and zero point for the range of a value, behind a clamp to ``limits``."""
+        low, high = np.clip((self.low[name], self.high[name]), *limits)
+        wide = max(-low, high) > 255 * _LEAST_SCALE
+        return range_to_scale(float(low), float(high)) if wide else (1.0, -128)
+
+    def note_mean(self, name: str, array: NDArray[Any]) -> None:
+        """Adds samples to the mean of a layer's input."""
+        count, more = self.count.get(name, 0), len(array)
+        mean = array.mean(0, dtype=np.float64)
+        before = self.mean.get(name, np.zeros_like(mean))
+        self.mean[name] = before + (mean - before) * (more / (count + more))
+        self.count[name] = count + more
+
+
+def _measure(graph: Graph, arrays: dict[str, NDArray[Any]]) -> _Measured:
+    measured = _Measured()
+    wanted = {node.inputs[0] for node in graph.nodes if node.operation in _LAYERS}
+
+    def note(names: tuple[str, ...], results: Any) -> None:
+        for name, array in zip(names, results, strict=True):
+            measured.note(name, array)
+            if name in wanted:
+                measured.note_mean(name, array)
+
+    for part in _chunks(graph, arrays):
+        note(tuple(part), part.values())
+        run_golden(graph, part, watch=lambda node, results: note(node.outputs, results))
+    return measured
+
+
+def _chunks(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Cuts inputs along the batch, to bound the memory; all inputs have the same multiple of it."""
+    if not graph.batchable:
+        yield dict(arrays)
+        return
+    units = {name: (graph.values[name].shape or (1,))[0] for name in arrays}
+    parts = {len(array) // units[name] for name, array in arrays.items()}
+    if len(parts) != 1:
+        sizes = ", ".join(f"{name}: {len(array)}" for name, array in arrays.items())
+        raise ValueError(f"calibration inputs must be of as many samples, not {sizes}")
+    step = max(1, _CHUNK // max(units.values()))
+    for first in range(0, parts.pop(), step):
+        yield {name: array[first * units[name] : (first + step) * units[name]]
+               for name, array in arrays.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Integers:
+    """The int8 form of a real value."""
+
+    name: str
+    scale: float
+    zero_point: int
+
+
+class _Rewriter:
+    """Builds the nodes of the quantized graph, in order."""
+
+    def __init__(
+        self, graph: Graph, measured: _Measured, weight_bits: int, per_channel: bool
+    ) -> None:
+        self.nodes: list[Node] = []
+        self.values: dict[str, Value] = {name: graph.values[name] for name in graph.inputs}
+        self._graph = graph
+        self._measured = measured
+        self._weight_bits = weight_bits
+        self._per_channel = per_channel
+        self._integers: dict[str, _Integers] = {}
+        self._fused: set[str] = set()  # outputs of activations that a layer's clamp does
+        self._users: dict[str, list[Node]] = {}
+        for node in graph.nodes:
+            for name in node.inputs:
+                self._users.setdefault(name, []).append(node)
+
+    def add(self, node: Node) -> None:
+        """Adds what a node of the float graph becomes."""
+        source = self._integers.get(node.inputs[0]) if len(node.inputs) == 1 else None
+        if node.operation in _LAYERS:
+            self._add_layer(node)
+        elif source and node.outputs[0] in self._fused:
+            self._integers[node.outputs[0]] = source
+        elif source and _activation(node) is not None:
+            self._add_clamp(node, source)
+        elif source and node.operation in _ORDER_KEEPING and len(node.outputs) == 1:
+            name = self._new_integers(node.outputs[0], source.scale, source.zero_point)
+            self._emit(replace(node, inputs=(source.name,), outputs=(name,)))
+        else:
+            self._keep(node)
+
+    def finish(self) -> None:
+        """Gives the outputs in the reals that the float graph gave."""
+        for name in self._graph.outputs:
+            self._need_real(name)
+
+    def _keep(self, node: Node, reason: str = "") -> None:
+        for name in node.inputs:
+            self._need_real(name)
+        for name in node.outputs:
+            self.values[name] = self._graph.values[name]
+        self._emit(replace(node, reason=reason or node.reason))
+
+    def _emit(self, node: Node) -> None:
+        self.nodes.append(node)
+
+    def _unused(self, name: str) -> str:
+        while name in self.values or name in self._graph.values:
+            name += "_"
+        return name
+
+    def _new_integers(self, real: str, scale: float, zero_point: int) -> str:
+        """Describes the int8 form of a real value and returns its name."""
+        name = self._unused(f"{real}.int8")
+        shape = self._graph.values[real].shape
+        self.values[name] = Value(
+            name=name, shape=shape, dtype="int8", scale=scale, zero_point=zero_point)
+        self._integers[real] = _Integers(name, scale, zero_point)
+        return name
+
+    def _need_real(self, name: str) -> None:
+        """Makes the real form of a value of which there is only the int8 form."""
+        if name in self.values:
+            return
+        source = self._integers[name]
+        self.values[name] = replace(self._graph.values[name], dtype="float32")
+        self._emit(Node(
+            name=f"dequantize {name}", inputs=(source.name,), outputs=(name,),
+            operation="dequantize",
+            attributes={"scale": source.scale, "zero_point": source.zero_point},
+        ))
+
+    def _need_integers(self, name: str) -> _Integers:
+        if name not in self._integers:
+            scale, zero_point = self._measured.scale(name)
+            target = self._new_integers(name, scale, zero_point)
+            self._emit(Node(
+                name=f"quantize {name}", inputs=(name,), outputs=(target,), operation="quantize",
+                attributes={"scale": scale, "zero_point": zero_point},
+            ))
+        return self._integers[name]
+
+    def _add_clamp(self, node: Node, source: _Integers) -> None:
+        limits = _activation(node)
+        assert limits is not None
+        low, high = _integer_limits(limits, source.scale, source.zero_point)
+        name = self._new_integers(node.outputs[0], source.scale, source.zero_point)
+        self._emit(Node(
+            name=node.name, inputs=(source.name,), outputs=(name,), operation="clamp",
+            attributes={"low": low, "high": high}, source=node.source,
+        ))
+
+    def _add_layer(self, node: Node) -> None:
+        before, after = node.inputs[0], node.outputs[0]
+        limits, activated = self._activation_behind(after)
+        try:
+            if before not in self._measured.mean:
+                raise ValueError("its input must have elements, and real ones")
+            known = self._integers.get(before)
+            scale, zero_point = (
+                (known.scale, known.zero_point) if known else self._measured.scale(before))
+            layer = _Quantizer(
+                input_scale=scale, input_zero_point=zero_point, limits=limits,
+                output_scale=self._measured.scale(after, limits), mean=self._measured.mean[before],
+                weight_bits=self._weight_bits, per_channel=self._per_channel,
+            ).layer(node)
+        except ValueError as error:
+            self._keep(node, f"the device cannot run it: {error}")
+            return
+        source = self._need_integers(before)
+        name = self._new_integers(after, *self._measured.scale(after, limits))
+        self._emit(Node(name=node.name, inputs=(source.name,), outputs=(name,), layer=layer,
+                        source=node.source))
+        self._fused.update(activated)
+
+    def _activation_behind(self, name: str) -> tuple[tuple[float, float], tuple[str, ...]]:
+        """Limits of the activation behind a value, and the activation's output; else no limits.
+
+        Operations that keep the order of elements may stand between: they commute with a clamp.
+        """
+        while True:
+            users = self._users.get(name, [])
+            if len(users) != 1 or name in self._graph.outputs:
+                return _NO_LIMITS, ()
+            if (limits := _activation(users[0])) is not None:
+                return limits, users[0].outputs
+            if users[0].operation not in _ORDER_KEEPING or len(users[0].outputs) != 1:
+                return _NO_LIMITS, ()
+            name = users[0].outputs[0]
+
+
+def _activation(node: Node) -> tuple[float, float] | None:
+    """Lower and upper limit of an operation that is a clamp; None of any other."""
+    if len(node.inputs) != 1:
+        return None
+    if node.operation == "relu":
+        return 0.0, np.inf
+    if node.operation == "clamp":
+        return float(node.attributes["low"]), float(node.attributes["high"])
+    return None
+
+
+def _integer_limits(
+    limits: tuple[float, float], scale: float, zero_point: int
+) -> tuple[int, int]:
+    """The clamp that ``limits`` are for integers of a scale and a zero point."""
+    low, high = np.clip(np.rint(np.array(limits) / scale) + zero_point, -128, 127)
+    return int(low), int(high)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Quantizer:
+    """Makes one layer, of what is known about its input and output."""
+
+    input_scale: float
+    input_zero_point: int
+    output_scale: tuple[float, int]
+    limits: tuple[float, float]
+    mean: NDArray[np.float64]  # of the input over samples
+    weight_bits: int
+    per_channel: bool
+
+    def layer(self, node: Node) -> Layer:
+        """Returns the layer that a float layer becomes; ValueError if the device has none."""
+        weight = np.asarray(node.attributes["weight"], np.float64)
+        given = node.attributes.get("bias")
+        bias = np.zeros(len(weight)) if given is None else np.asarray(given, np.float64)
+        geometry = self._geometry(node) if node.operation == "float_conv" else None
+        integers, scales = self._rows(weight.reshape(len(weight), -1), bias)
+        lost = weight - (integers * scales[:, None]).reshape(weight.shape)
+        (moved,) = run_operation(
+            node.operation, {**node.attributes, "weight": lost, "bias": None},
+            (self.mean[None],), node.name)
+        channel = 1 if geometry else -1
+        bias = bias + np.moveaxis(moved, channel, 0).reshape(len(weight), -1).mean(1)
+        linear = self._linear(node.name, integers, scales, bias)
+        if geometry is None:
+            return linear
+        return ConvLayer(linear=linear, geometry=geometry, channels_last=False,
+                         one_dimensional=weight.ndim == 3)
+
+    def _geometry(self, node: Node) -> Geometry:
+        weight, given = node.attributes["weight"], node.attributes
+        rank = weight.ndim - 2
+        if rank not in (1, 2):
+            raise ValueError(f"a map must have 1 or 2 dimensions, not {rank}")
+        strides, dilations = (
+            list(given.get(name) or [1] * rank) for name in ("strides", "dilations"))
+        pads = list(given.get("pads") or [0] * 2 * rank)
+        if rank == 1:  # a map of height 1
+            strides, dilations, pads = [1, *strides], [1, *dilations], [0, pads[0], 0, pads[1]]
+        height, width = (1, *self.mean.shape[1:])[-2:]
+        rows, columns = (1, *weight.shape[2:])[-2:]
+        return Geometry(
+            channels=self.mean.shape[0], height=height, width=width,
+            kernel=(rows, columns), stride=(strides[0], strides[1]),
+            dilation=(dilations[0], dilations[1]),
+            padding=(pads[0], pads[1], pads[2], pads[3]), groups=given.get("groups", 1),
+        )
+
+    def _rows(
+        self, weight: NDArray[np.float64], bias: NDArray[np.float64]
+    ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
+        """Rounds (outputs, inputs) weights; returns them and (outputs,) scales.
+
+        A row's scale is wide enough for its bias to fit the sums, and for its sums to matter to the
+        output: folded batch normalization leaves rows of next to nothing with a bias of ones.
+        """
+        rows = weight if self.per_channel else weight.reshape(1, -1)
+        _, scales = quantize_rows(rows, self.weight_bits)
+        scales = np.broadcast_to(scales, len(weight))
+        unit = self.output_scale[0] / self.input_scale  # a sum of 1 is then an output of 1
+        scales = np.where(weight.any(1), scales, unit)
+        least = np.maximum(np.abs(bias) / self.input_scale / _LARGEST_BIAS, unit / _LARGEST_BIAS)
+        scales = np.maximum(scales, least)
+        top = (1 << self.weight_bits - 1) - 1
+        return np.clip(np.rint(weight / scales[:, None]), -top, top).astype(np.int8), scales
+
+    def _linear(
+        self, name: str, integers: NDArray[np.int8], scales: NDArray[np.float64],
+        bias: NDArray[np.float64],
+    ) -> LinearLayer:
+        scale, zero_point = self.output_scale
+        whole = np.rint(bias / (self.input_scale * scales))
+        whole -= self.input_zero_point * integers.sum(1, dtype=np.int64)
+        if np.abs(whole).max(initial=0) >= 1 << 31:
+            raise ValueError("biases must fit 32 bits at the scale of the sums")
+        multiplier, shift = quantize_multiplier(self.input_scale * scales / scale)
+        low, high = _integer_limits(self.limits, scale, zero_point)
+        return LinearLayer(
+            weights=as_csr(integers, weight_bits=self.weight_bits), weight_bits=self.weight_bits,
+            bias=whole.astype(np.int32), mode=OutputMode.DOUBLE, multiplier=multiplier, shift=shift,
+            zero_point=zero_point, low=low, high=high, input_scale=self.input_scale,
+            input_zero_point=self.input_zero_point, output_scale=scale, name=name,
+        )
+
+
+def _with_real_types(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> Graph:
+    """Corrects types of values behind layers: what was float64 is float32 where a layer made it."""
+    if all(value.dtype != "float64" for value in graph.values.values()):
+        return graph
+    values = dict(graph.values)
+
+    def note(node: Node, results: tuple[NDArray[Any], ...]) -> None:
+        for name, array in zip(node.outputs, results, strict=True):
+            values[name] = replace(values[name], dtype=array.dtype.name)
+
+    run_golden(graph, next(_chunks(graph, arrays)), watch=note)
+    return graph.with_nodes(graph.nodes, values)
