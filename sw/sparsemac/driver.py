@@ -14,16 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import CoreConfig
+from .conv import ConvLayer
 from .devices.base import Device, check_identity
 from .emitter import PackedCache
-from .errors import DeviceBusy, DeviceClosed, DeviceError, DeviceFault, MissingDependency
+from .errors import (
+    DeviceBusy,
+    DeviceClosed,
+    DeviceError,
+    DeviceFault,
+    DeviceTimeout,
+    MissingDependency,
+)
 from .layer import LinearLayer
-from .program import Program, TooManyColumns, compile_network
+from .program import Program, TooManyColumns, compile_segment
 from .registers import FaultCode
 from .result import Counters, Result
+from .segment import Segment, TensorShape
 from .session import Session
 
 __all__ = ["Core", "Network", "open"]
+
+Layer = LinearLayer | ConvLayer
 
 _log = logging.getLogger(__name__)
 
@@ -94,32 +105,37 @@ class Network:
 
     Attributes
     ----------
-    layers : tuple of LinearLayer
+    segment : Segment    The layers and the tensors between them.
     """
 
-    def __init__(self, layers: Sequence[LinearLayer], core: "Core") -> None:
-        self.layers = tuple(layers)
+    def __init__(self, segment: Segment, core: "Core") -> None:
+        self.segment = segment
         self._core = core
         self._programs: dict[int, Program] = {}
         self._packed: PackedCache = {}
         self._columns_that_fit: int | None = None
 
     @property
+    def layers(self) -> tuple[Layer, ...]:
+        """The layers in order."""
+        return tuple(use.layer for use in self.segment.uses)
+
+    @property
     def inputs(self) -> int:
-        """Channels of the input."""
-        return self.layers[0].inputs
+        """Elements of a sample of the first input."""
+        return self.segment.shapes[self.segment.inputs[0]].elements
 
     @property
     def outputs(self) -> int:
-        """Channels of the output."""
-        return self.layers[-1].outputs
+        """Elements of a sample of the first output."""
+        return self.segment.shapes[self.segment.outputs[0]].elements
 
     def compile(self, columns: int) -> Program:
         """Returns the program for a number of columns; compiles it the first time."""
         if columns not in self._programs:
             device = self._core.device
-            program = compile_network(
-                self.layers, columns, device.config, memory_base=device.memory_base,
+            program = compile_segment(
+                self.segment, columns, device.config, memory_base=device.memory_base,
                 memory_bytes=device.memory_bytes, packed=self._packed)
             while len(self._programs) >= PROGRAMS_KEPT:
                 del self._programs[next(iter(self._programs))]
@@ -201,8 +217,9 @@ class Core:
 
         Parameters
         ----------
-        network : LinearLayer, a sequence of them, or a matrix
-            A matrix is anything that `sparsemac.csr.as_csr` takes; its outputs are raw int32.
+        network : layer, a sequence of layers, a Segment, or a matrix
+            Layers are LinearLayer or ConvLayer. A matrix is anything that `sparsemac.csr.as_csr`
+            takes; its outputs are raw int32.
         weight_bits : int    Of a matrix: 4 or 8.
 
         Raises
@@ -211,18 +228,7 @@ class Core:
         """
         if self._closed:
             raise DeviceClosed(f"{self.uri} is closed")
-        if isinstance(network, LinearLayer):
-            layers: Sequence[LinearLayer] = [network]
-        elif isinstance(network, Sequence) and any(isinstance(e, LinearLayer) for e in network):
-            layers = network
-        elif isinstance(network, (list, tuple)) and not network:
-            raise ValueError("layers must have at least one layer, not none")
-        else:
-            layers = [LinearLayer.from_matrix(network, weight_bits=weight_bits)]
-        for layer in layers:
-            if not isinstance(layer, LinearLayer):
-                raise TypeError(f"layers must be LinearLayer, not {type(layer).__name__}")
-        loaded = Network(layers, self)
+        loaded = Network(_segment(network, weight_bits), self)
         loaded.split(self.config.lanes)  # refuses now what could not be run later
         return loaded
 
@@ -231,8 +237,10 @@ class Core:
 
         Parameters
         ----------
-        network : Network          From this core's `load`.
-        x : (inputs, columns)      int8, or integers in its range; it is copied, never modified.
+        network : Network    From this core's `load`.
+        x : int8             Or integers in its range; copied, never modified. Of a vector
+                             (inputs, columns), of a map (channels, height, width, columns). A
+                             sequence of them for a segment of several inputs.
 
         Returns
         -------
@@ -242,20 +250,23 @@ class Core:
             raise TypeError(f"network must be what load returned, not {type(network).__name__}")
         if network._core is not self:
             raise ValueError(f"network must be loaded by this core, {self.uri}, not by another")
-        x = _activations(x, network.inputs)
+        arrays = _inputs(x, network.segment)
+        total = arrays[0].shape[-1]
         with self._in_use():
             self._session.check_unchanged()
-            outputs, counters, first, jobs = [], None, 0, network.split(x.shape[1])
+            parts, counters, first, jobs = [], None, 0, network.split(total)
             for columns in jobs:
                 program = network.compile(columns)
-                out, counted = self._run_job(network, program, x[:, first : first + columns])
-                outputs.append(out)
+                out, counted = self._run_job(
+                    network, program, [a[..., first : first + columns] for a in arrays])
+                parts.append(out)
                 if counted is not None:
                     counters = counted if counters is None else counters + counted
                 first += columns
         programs = [network.compile(columns) for columns in jobs]
         return Result(
-            outputs=np.concatenate(outputs, axis=1), counters=counters, jobs=len(jobs),
+            all_outputs=tuple(np.concatenate(p, axis=-1) for p in zip(*parts, strict=True)),
+            counters=counters, jobs=len(jobs),
             macs=sum(program.macs for program in programs), program=programs[0],
             estimated_cycles=sum(program.estimated_cycles for program in programs),
             config=self.config,
@@ -266,31 +277,39 @@ class Core:
         network = self.load(matrix, weight_bits=weight_bits)
         return self.run(network, x).outputs.astype(np.int32, copy=False)
 
-    def _run_job(self, network: Network, program: Program, x: NDArray[np.int8]
-                 ) -> tuple[NDArray[np.generic], Counters | None]:
+    def _run_job(self, network: Network, program: Program, arrays: Sequence[NDArray[np.int8]]
+                 ) -> tuple[list[NDArray[np.generic]], Counters | None]:
         """One doorbell."""
         device = self.device
-        if self._resident is not program:
-            self._resident = None
-            device.write_memory(program.image_address, program.image)
-            self._resident = program
-        words = program.input.to_memory(x)
-        device.write_memory(program.input.address, words.tobytes())
-        name = ", ".join(layer.name for layer in network.layers)
-        where = f"{name}, {x.shape[1]} columns"
+        where = f"{network.segment.name}, {arrays[0].shape[-1]} columns"
         timeout = self.timeout
         if timeout is None:
             timeout = LEAST_SECONDS + PATIENCE * program.estimated_cycles / SLOWEST_HERTZ
         try:
+            if self._resident is not program:
+                self._resident = None
+                device.write_memory(program.image_address, program.image)
+                for address, data in program.fills:
+                    device.write_memory(address, data)
+            for tensor, padding, x in zip(program.inputs, program.input_padding, arrays,
+                                          strict=True):
+                device.write_memory(tensor.address, tensor.to_memory(x, padding).tobytes())
+            self._resident = program
             counters = self._session.run(
                 program.image_address, program.command_count, program.areas, timeout, where)
+            outputs = [tensor.from_memory(device.read_memory(tensor.address, tensor.length))
+                       for tensor in program.outputs]
         except DeviceFault as fault:
             if fault.code not in MEMORY_FAULTS:
                 self._resident = None  # the image may be damaged: it is written again next time
             raise
-        data = device.read_memory(program.output.address, program.output.length)
+        except DeviceTimeout:
+            raise  # the core was stopped; nothing wrote where the image is
+        except DeviceError:
+            self._resident = None  # a device that restarted or went away has lost its memory
+            raise
         _log.debug("%s: %s", where, counters)
-        return program.output.from_memory(data), counters
+        return outputs, counters
 
     # -- the end --------------------------------------------------------------------------------
 
@@ -333,13 +352,48 @@ class Core:
         return f"<Core {self.uri} {self.config.engines} x {self.config.lanes}, {state}>"
 
 
-def _activations(x: Any, inputs: int) -> NDArray[np.int8]:
-    """Checks an activation matrix; returns it as int8, itself if it is that already."""
+def _segment(network: Any, weight_bits: int) -> Segment:
+    """Makes a segment of what `Core.load` takes."""
+    if isinstance(network, Segment):
+        return network
+    if isinstance(network, LinearLayer | ConvLayer):
+        return Segment.chain([network])
+    if isinstance(network, Sequence) and any(isinstance(e, Layer) for e in network):
+        for layer in network:
+            if not isinstance(layer, Layer):
+                raise TypeError(
+                    f"layers must be LinearLayer or ConvLayer, not {type(layer).__name__}")
+        return Segment.chain(network)
+    if isinstance(network, (list, tuple)) and not network:
+        raise ValueError("layers must have at least one layer, not none")
+    return Segment.chain([LinearLayer.from_matrix(network, weight_bits=weight_bits)])
+
+
+def _inputs(x: Any, segment: Segment) -> list[NDArray[np.int8]]:
+    """Checks the inputs of a segment; returns them as int8."""
+    arrays = list(x) if isinstance(x, (list, tuple)) else [x]
+    if len(arrays) != len(segment.inputs):
+        raise ValueError(f"x must be {len(segment.inputs)} arrays, not {len(arrays)}")
+    shapes = segment.shapes
+    checked = [_activations(array, shapes[number])
+               for array, number in zip(arrays, segment.inputs, strict=True)]
+    counts = {array.shape[-1] for array in checked}
+    if len(counts) > 1:
+        raise ValueError(f"x must be arrays of as many columns, not of {sorted(counts)}")
+    return checked
+
+
+def _activations(x: Any, shape: TensorShape) -> NDArray[np.int8]:
+    """Checks activations; returns them as int8, itself if they are that already."""
+    want = (shape.channels,)
+    if shape.height * shape.width > 1:
+        want = (shape.channels, shape.height, shape.width)
     if not isinstance(x, np.ndarray):
         raise TypeError(f"x must be an array of int8, not {type(x).__name__}")
-    if x.ndim != 2 or x.shape[0] != inputs:
-        raise ValueError(f"x must have shape ({inputs}, columns), not {x.shape}")
-    if x.shape[1] < 1:
+    if x.shape[:-1] != want or x.ndim != len(want) + 1:
+        text = ", ".join(map(str, want))
+        raise ValueError(f"x must have shape ({text}, columns), not {x.shape}")
+    if x.shape[-1] < 1:
         raise ValueError("x must have at least one column, not 0")
     if x.dtype == np.int8:
         return x

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns one layer after another into LOADs, EXECs and weight streams."""
+"""Turns linear layers into LOADs, EXECs and weight streams, and holds what they become."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +26,24 @@ from .stream import (
 )
 from .tiling import Step, Tiling, choose_tiling, steps
 
-__all__ = ["Builder", "LayerCompiler", "LayerPlan", "PackedCache"]
+if TYPE_CHECKING:
+    from .conv_tiling import ConvTiling
+
+__all__ = [
+    "MAX_LINE_BEATS",
+    "Builder",
+    "Decision",
+    "LayerCompiler",
+    "LayerPlan",
+    "PackedCache",
+    "interleave",
+]
 
 #: Streams that were packed before, by layer, block and tiling.
 PackedCache = dict[tuple[int, ...], list[PackedStreams]]
+
+#: How a layer was cut, and the cycles that it should take.
+Decision = tuple[Any, int]
 
 MAX_LINE_BEATS = 65535
 
@@ -38,7 +54,7 @@ class LayerPlan:
 
     name: str
     fmt: StreamFormat
-    tiling: Tiling
+    tiling: "Tiling | ConvTiling"
     macs: int
     estimated_cycles: int
 
@@ -56,6 +72,35 @@ class Builder:
     busy_until: list[tuple[int, int, int]] = field(default_factory=list)
     packed: list[PackedStreams] = field(default_factory=list)
     cache: PackedCache = field(default_factory=dict)
+    decisions: dict[int, Decision] = field(default_factory=dict)
+    # For each tensor, by address: group, first and last row, and the EXECs that must be complete
+    # before these rows are in memory. Group -1: all of them.
+    written: dict[int, list[tuple[int, int, int, int]]] = field(default_factory=dict)
+    turn: int = 0
+
+    def decide(self, index: int, choose: Callable[[], Decision]) -> Decision:
+        """Returns how a layer is cut; chooses once."""
+        if index not in self.decisions:
+            self.decisions[index] = choose()
+        return self.decisions[index]
+
+    def take_region(self, words: int, regions: int) -> int:
+        """Returns the first word of the part of the buffer whose turn it is, half or all of it."""
+        config = self.config
+        half = config.act_depth // 2 // config.line_words * config.line_words
+        if regions == 1 or words > half:
+            return 0
+        self.turn += 1
+        return self.turn % 2 * half
+
+    def write_rows(self, tensor: int, group: int, first: int, last: int) -> None:
+        """Notes that the EXECs so far write rows ``first..last - 1`` of a group of a tensor."""
+        self.written.setdefault(tensor, []).append((group, first, last, self.execs))
+
+    def rows_written(self, tensor: int, group: int, first: int, last: int) -> int:
+        """EXECs that must be complete before rows of a tensor are in memory; 0 of an input."""
+        return max((n for g, a, b, n in self.written.get(tensor, ())
+                    if (-1 in (g, group) or g == group) and a < last and first < b), default=0)
 
     def put_weights(self, streams: PackedStreams) -> int:
         """Keeps streams; returns their offset from the first weight."""
@@ -104,7 +149,18 @@ def _select(csr: Csr, rows: NDArray[np.int64]) -> Csr:
     return Csr((len(rows), csr.shape[1]), indptr, csr.indices[entries], csr.data[entries])
 
 
-def _interleave(
+def _over_words(csr: Csr, source: Tensor, order: NDArray[np.int64] | None) -> Csr:
+    """Turns columns, the inputs of a layer, into words of a group of the tensor that it reads."""
+    if source.plane == 1 and order is None:
+        return csr
+    words = source.words if order is None else source.words[order]
+    columns = words[csr.indices]
+    sort = np.lexsort((columns, csr.rows_of_entries))
+    return Csr((csr.shape[0], source.channels * source.plane), csr.indptr, columns[sort],
+               csr.data[sort])
+
+
+def interleave(
     rows: NDArray[np.int64], costs: NDArray[np.int64], config: CoreConfig, positions: int
 ) -> NDArray[np.int64]:
     """Orders the rows of an engine, which come longest first, so that short ones hide.
@@ -132,20 +188,21 @@ class LayerCompiler:
     """Cuts one layer into LOADs and EXECs."""
 
     def __init__(self, build: Builder, index: int, layer: LinearLayer, source: Tensor,
-                 target: Tensor) -> None:
+                 target: Tensor, order: NDArray[np.int64] | None = None) -> None:
         self.build, self.index, self.layer, self.config = build, index, layer, build.config
         self.source, self.target = source, target
-        self.source_ready = build.execs  # all layers before this one
+        self.weights = _over_words(layer.weights, source, order)
+        self.source_ready = build.rows_written(source.address, -1, 0, source.height)
         self.turn = 0
         raw = layer.mode == OutputMode.RAW
         check_no_overflow(layer.weights, layer.bias, self.config.acc_width)
-        self.fmt = choose_format(layer.weights, layer.weight_bits)
-        self.entries = entry_counts(layer.weights, layer.weight_bits)
+        self.fmt = choose_format(self.weights, layer.weight_bits)
+        self.entries = entry_counts(self.weights, layer.weight_bits)
         row_bits = HEADER_BITS + BIAS_BITS * (layer.bias is not None) + SCALE_BITS * (not raw)
-        self.tiling, self.estimated = choose_tiling(
-            layer.weights.without_zeros(), self.config, source.positions,
-            entry_bits=self.fmt.entry_bits, row_bits=row_bits, raw=raw, name=layer.name)
-        self.columns = self.tiling.column_tiles(layer.inputs)
+        self.tiling, self.estimated = build.decide(index, lambda: choose_tiling(
+            self.weights.without_zeros(), self.config, source.groups,
+            entry_bits=self.fmt.entry_bits, row_bits=row_bits, raw=raw, name=layer.name))
+        self.columns = self.tiling.column_tiles(self.weights.shape[1])
 
     def plan(self) -> LayerPlan:
         """Returns what was decided."""
@@ -154,11 +211,11 @@ class LayerCompiler:
 
     def _pack_rows(self, r: int) -> list[_Piece]:
         """Streams of one row tile, one for each column tile."""
-        tiling, layer = self.tiling, self.layer
+        tiling = self.tiling
         rows = tiling.row_tiles[r].rows
         key = self.index, r, len(rows), int(rows.sum()), tiling.columns, tiling.rows_per_engine
         if key not in self.build.cache:
-            selected = _select(layer.weights, rows)
+            selected = _select(self.weights, rows)
             blocks = [selected.take(slice(None), c) for c in self.columns]
             assigned = self._assign(blocks)
             self.build.cache[key] = [
@@ -180,7 +237,7 @@ class LayerCompiler:
             costs += row_costs(entries, self.config.lanes)
         assigned = balance_rows(costs, self.config.engines, self.tiling.rows_per_engine)
         most = max(self.tiling.positions)
-        return [_interleave(rows, counts, self.config, most) for rows in assigned]
+        return [interleave(rows, counts, self.config, most) for rows in assigned]
 
     def _pack_block(self, block: Csr, rows: NDArray[np.int64],
                     assigned: list[NDArray[np.int64]], c: int) -> PackedStreams:
@@ -209,6 +266,7 @@ class LayerCompiler:
             if step.loads:
                 loaded = self._load(piece.columns, start, tiling.positions[step.tile])
             self._exec(piece, loaded, step, start + step.first, weights_address)
+        self.build.write_rows(self.target.address, -1, 0, 1)
 
     def _region(self, pitch: int) -> int:
         """First word of the part of the buffer whose turn it is."""
@@ -231,8 +289,9 @@ class LayerCompiler:
         lines, line_beats = (1, beats * positions) if whole else (positions, beats)
         last = destination + pitch * positions
         build.commands.append(Load(
-            address=source.word_address(first, columns.start), destination=destination,
-            line_beats=line_beats, lines=lines, stride=source.position_bytes,
+            address=source.address + (first * source.pitch + columns.start) * source.word_bytes,
+            destination=destination,
+            line_beats=line_beats, lines=lines, stride=source.group_bytes,
             wait=max(self.source_ready, build.free_after(destination, last))))
         build.loads += 1
         return _Loaded(destination, pitch, build.loads)

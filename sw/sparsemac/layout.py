@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where activations lie in memory: tensors of words, one element per lane, and areas of pages.
 
-A tensor of ``channels`` values for each of ``columns`` samples is an array of words
-``[position][channel]``; a word holds one element per lane. Sample ``n`` is lane ``n % lanes`` of
-position ``n // lanes``. The channels of a position are padded to ``pitch`` words, a multiple of
-``config.line_words``, so that every position begins with a beat of the bus. What stands in the
-padding is never used: no weight is stored for it, and the host drops the lanes beyond the last
-sample.
+A tensor holds feature maps of ``columns`` samples: words ``[group][channel][row][column]``, a word
+with one element per lane. Sample ``n`` is lane ``n % lanes`` of group ``n // lanes``. A vector is a
+map of one row and one column. Rows and columns of padding stand around a map, for convolutions that
+read beyond it; the host writes the padding, the core only what is inside.
+
+The words of a channel, a *plane*, and those of a group are padded to whole beats of the bus, so that
+a LOAD can begin with any channel and any group; but a vector's channels lie without gaps. What
+stands in that padding is never used: no weight is stored for it, and the host drops the lanes beyond
+the last sample.
 """
 
 from dataclasses import dataclass
@@ -46,37 +49,52 @@ class Area:
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Activations in memory.
+    """Feature maps in memory; see the module.
 
-    Parameters
+    Attributes
     ----------
-    address : int       First byte.
-    channels : int      Values of a sample.
-    columns : int       Samples.
-    lanes : int         Samples at a position.
-    pitch : int         Words from one position to the next.
-    raw : bool          Elements are int32 instead of int8.
+    address : int                  Byte address of the first word, a multiple of a beat.
+    channels, height, width : int
+    columns : int                  Samples.
+    lanes : int                    Elements of a word.
+    pads : (top, left, bottom, right)    Rows and columns of padding.
+    plane : int                    Words from one channel to the next.
+    pitch : int                    Words from one group to the next.
+    raw : bool                     Elements are int32, not int8.
     """
 
     address: int
     channels: int
+    height: int
+    width: int
     columns: int
     lanes: int
+    pads: tuple[int, int, int, int]
+    plane: int
     pitch: int
     raw: bool = False
 
     @classmethod
     def of(
-        cls, config: CoreConfig, channels: int, columns: int, *, address: int = 0, raw: bool = False
+        cls, config: CoreConfig, channels: int, columns: int, *, height: int = 1, width: int = 1,
+        pads: tuple[int, int, int, int] = (0, 0, 0, 0), address: int = 0, raw: bool = False,
     ) -> "Tensor":
         """Lays out a tensor for a core."""
-        pitch = round_up(max(channels, 1), config.line_words)
-        return cls(address, channels, columns, config.lanes, pitch, raw)
+        plane = (height + pads[0] + pads[2]) * (width + pads[1] + pads[3])
+        if plane > 1:
+            plane = round_up(plane, config.line_words)
+        pitch = round_up(max(channels, 1) * plane, config.line_words)
+        return cls(address, channels, height, width, columns, config.lanes, pads, plane, pitch, raw)
 
     @property
-    def positions(self) -> int:
-        """Positions: groups of ``lanes`` samples."""
+    def groups(self) -> int:
+        """Groups of ``lanes`` samples."""
         return ceil_div(self.columns, self.lanes)
+
+    @property
+    def row_pitch(self) -> int:
+        """Words from one row of a map to the next."""
+        return self.width + self.pads[1] + self.pads[3]
 
     @property
     def word_bytes(self) -> int:
@@ -84,40 +102,73 @@ class Tensor:
         return self.lanes * self.dtype.itemsize
 
     @property
-    def position_bytes(self) -> int:
-        """Bytes from one position to the next."""
+    def group_bytes(self) -> int:
+        """Bytes from one group to the next."""
         return self.pitch * self.word_bytes
 
     @property
     def length(self) -> int:
         """Bytes of the tensor."""
-        return self.positions * self.position_bytes
+        return self.groups * self.group_bytes
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
         """Little-endian type of an element."""
         return np.dtype("<i4" if self.raw else "i1")
 
-    def word_address(self, position: int, channel: int) -> int:
-        """Byte address of a word."""
-        return self.address + (position * self.pitch + channel) * self.word_bytes
+    def word(self, channel: int, row: int = 0, column: int = 0) -> int:
+        """Index of a word in its group; row and column count from the map, not its padding."""
+        return channel * self.plane + (row + self.pads[0]) * self.row_pitch + column + self.pads[1]
 
-    def to_memory(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Turns ``values`` (channels, columns) into words (positions, pitch, lanes)."""
-        words = np.zeros((self.positions, self.pitch, self.lanes), self.dtype)
+    def word_address(self, group: int, channel: int, row: int = 0, column: int = 0) -> int:
+        """Byte address of a word."""
+        word = group * self.pitch + self.word(channel, row, column)
+        return self.address + word * self.word_bytes
+
+    @property
+    def words(self) -> NDArray[np.int64]:
+        """(channels * height * width,) index of each element's word, in this order of axes."""
+        channel = np.arange(self.channels)[:, None, None] * self.plane
+        row = (np.arange(self.height)[:, None] + self.pads[0]) * self.row_pitch
+        return (channel + row + np.arange(self.width) + self.pads[1]).ravel()
+
+    def to_memory(self, values: NDArray[np.generic], padding: int = 0) -> NDArray[np.generic]:
+        """Turns ``values`` into the words of the tensor.
+
+        Parameters
+        ----------
+        values : (channels, columns) or (channels, height, width, columns)
+        padding : int    What stands around the maps.
+
+        Returns
+        -------
+        (groups, pitch, lanes)
+        """
+        words = np.full((self.groups, self.pitch, self.lanes), padding, self.dtype)
+        values = values.reshape(-1, self.columns)
         whole = self.columns // self.lanes
         split = whole * self.lanes
+        places = self.words if self.plane > 1 else slice(0, self.channels)
         if whole:
-            blocks = values[:, :split].reshape(self.channels, whole, self.lanes)
-            words[:whole, : self.channels] = blocks.transpose(1, 0, 2)
+            blocks = values[:, :split].reshape(-1, whole, self.lanes)
+            words[:whole, places] = blocks.transpose(1, 0, 2)
         if split < self.columns:
-            words[whole, : self.channels, : self.columns - split] = values[:, split:]
+            words[whole, places, : self.columns - split] = values[:, split:]
         return words
 
     def from_memory(self, data: bytes) -> NDArray[np.generic]:
-        """Turns the bytes of the tensor into values (channels, columns)."""
-        words = np.frombuffer(data, self.dtype).reshape(self.positions, self.pitch, self.lanes)
-        values = words[:, : self.channels].transpose(1, 0, 2)
-        values = values.reshape(self.channels, self.positions * self.lanes)
+        """Turns the bytes of the tensor into values.
+
+        Returns
+        -------
+        (channels, columns) of vectors, (channels, height, width, columns) of maps
+        """
+        words = np.frombuffer(data, self.dtype).reshape(self.groups, self.pitch, self.lanes)
+        places = self.words if self.plane > 1 else slice(0, self.channels)
+        values = words[:, places].transpose(1, 0, 2)
+        values = values.reshape(-1, self.groups * self.lanes)
         native = np.dtype(np.int32 if self.raw else np.int8)
-        return np.ascontiguousarray(values[:, : self.columns], dtype=native)
+        values = np.ascontiguousarray(values[:, : self.columns], dtype=native)
+        if self.height * self.width == 1:
+            return values
+        return values.reshape(self.channels, self.height, self.width, self.columns)

@@ -251,10 +251,9 @@ class Machine:
               places: NDArray[np.int64]) -> NDArray[np.int64]:
         """(rows, positions, lanes) accumulated sums, in ``acc_width`` bits."""
         config = self.config
-        reach = int(streams.offsets.max(initial=0)) + 1
-        padded = np.concatenate([self._buffer, np.zeros((reach, config.lanes), np.int8)])
-        x = np.concatenate([padded[a : a + reach] for a in places], axis=1)
-        csr = Csr((len(streams.counts), reach), streams.indptr, streams.offsets,
+        used, columns = np.unique(streams.offsets, return_inverse=True)
+        x = self._buffer[used[:, None] + places].reshape(len(used), len(places) * config.lanes)
+        csr = Csr((len(streams.counts), len(used)), streams.indptr, columns,
                   streams.weights.astype(np.int8))
         return _wrap(matmul(csr, x), config.acc_width).reshape(-1, len(places), config.lanes)
 
@@ -296,11 +295,21 @@ class Machine:
         words = (streams.out_offsets[:, None] + walk) % ADDRESS_SPACE
         addresses = ((command.output + words * word_bytes) % ADDRESS_SPACE).ravel()
         self._check_pages(addresses, True)
-        beats = max(1, word_bytes // config.bus_bytes)
-        self.counters["WRITE_BEATS"] += len(addresses) * beats
+        beats = max(1, word_bytes // config.bus_bytes) * self._bursts(command, words, word_bytes)
+        self.counters["WRITE_BEATS"] += beats
         self.counters["WRITE_BYTES"] += len(addresses) * word_bytes
         local = (addresses - self.memory_base)[:, None] + np.arange(word_bytes)
         self.memory[local] = np.ascontiguousarray(values).view(np.uint8).reshape(-1, word_bytes)
+
+
+    def _bursts(self, command: Exec, words: NDArray[np.int64], word_bytes: int) -> int:
+        """Bursts that output words (rows, positions) take: neighbours in a beat share one."""
+        each = max(1, self.config.bus_bytes // word_bytes)
+        ends = (words + command.output // word_bytes) % each == each - 1
+        p = np.arange(1, words.shape[1] + 1)
+        steps = np.where(p % command.width == 0, command.out_wrap_step, command.out_step)
+        ends |= (steps != 1) | (p == words.shape[1])
+        return int(np.count_nonzero(ends))
 
 
 def _wrap(values: NDArray[np.int64], width: int) -> NDArray[np.int64]:

@@ -5,15 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ._checks import as_int, as_int_in
-from .commands import COMMAND_BYTES, OutputMode, encode_list
+from .commands import COMMAND_BYTES, encode_list
 from .config import CoreConfig
-from .emitter import Builder, LayerCompiler, LayerPlan, PackedCache
+from .conv import ConvLayer
+from .conv_emitter import ConvCompiler
+from .emitter import Builder, Decision, LayerCompiler, LayerPlan, PackedCache
 from .errors import UnsupportedLayer
 from .layer import LinearLayer
 from .layout import Area, Tensor, round_up
 from .registers import WINDOW_GRANULE_BYTES
+from .segment import Segment, TensorShape
 
-__all__ = ["Program", "TooManyColumns", "compile_network"]
+__all__ = ["Program", "TooManyColumns", "compile_network", "compile_segment"]
 
 MAX_COMMANDS = 65535
 
@@ -35,16 +38,19 @@ class TooManyColumns(UnsupportedLayer):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A network for a number of columns, ready to be written to memory.
+    """A segment for a number of columns, ready to be written to memory.
 
     Attributes
     ----------
     image : bytes                  Commands and weights; written once, at ``image_address``.
     image_address : int
     command_count : int            Commands at ``image_address``.
-    input, output : Tensor         Where the host puts the input and finds the output.
+    inputs, outputs : tuple of Tensor    Where the host puts the inputs and finds the outputs.
+    input_padding : tuple of int   What stands around the maps of each input.
+    fills : tuple of (address, bytes)    Tensors between layers that have padding, filled with it;
+                                   written once.
     areas : tuple of Area          What the windows must cover.
-    macs : int                     Useful multiply-accumulates: nonzeros times columns.
+    macs : int                     Useful multiply-accumulates: nonzeros times positions.
     entries, fillers : int         In the weight streams.
     format_bits, parameter_bits : int     Bits of the streams: the matrix's, and the rows' bias,
                                    multiplier and shift.
@@ -55,8 +61,10 @@ class Program:
     image: bytes
     image_address: int
     command_count: int
-    input: Tensor
-    output: Tensor
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    input_padding: tuple[int, ...]
+    fills: tuple[tuple[int, bytes], ...]
     areas: tuple[Area, ...]
     macs: int
     entries: int
@@ -66,9 +74,19 @@ class Program:
     estimated_cycles: int
     layers: tuple[LayerPlan, ...]
 
+    @property
+    def input(self) -> Tensor:
+        """The first input."""
+        return self.inputs[0]
+
+    @property
+    def output(self) -> Tensor:
+        """The first output."""
+        return self.outputs[0]
+
 
 def compile_network(
-    layers: Sequence[LinearLayer],
+    layers: Sequence[LinearLayer | ConvLayer],
     columns: int,
     config: CoreConfig,
     *,
@@ -76,10 +94,24 @@ def compile_network(
     memory_bytes: int = 64 << 20,
     packed: PackedCache | None = None,
 ) -> Program:
-    """Compiles layers for a number of columns.
+    """Compiles layers, one after another, for a number of columns; see `compile_segment`."""
+    return compile_segment(Segment.chain(layers), columns, config, memory_base=memory_base,
+                           memory_bytes=memory_bytes, packed=packed)
 
-    The memory is laid out as: commands and weights, input (both read-only for the core), tensors
-    between layers, output. ``packed`` is kept by a caller who compiles the same layers for other
+
+def compile_segment(
+    segment: Segment,
+    columns: int,
+    config: CoreConfig,
+    *,
+    memory_base: int = 0,
+    memory_bytes: int = 64 << 20,
+    packed: PackedCache | None = None,
+) -> Program:
+    """Compiles layers between tensors for a number of columns.
+
+    The memory is laid out as: commands and weights, inputs (both read-only for the core), tensors
+    between layers, outputs. ``packed`` is kept by a caller who compiles the same layers for other
     numbers of columns: their streams are then packed once.
 
     Raises
@@ -88,43 +120,37 @@ def compile_network(
     UnsupportedLayer    If a layer cannot be tiled or a row could overflow.
     TooManyColumns      If the memory is too small, or a command list too short, for the columns.
     """
-    if not layers:
-        raise ValueError("layers must have at least one layer, not none")
     columns = as_int_in("columns", columns, 1, MAX_COLUMNS)
     if as_int("memory_base", memory_base) % WINDOW_GRANULE_BYTES:
         raise ValueError(
             f"memory_base must be a multiple of {WINDOW_GRANULE_BYTES}, not {memory_base:#x}"
         )
-    for before, after in zip(layers, layers[1:], strict=False):
-        if before.outputs != after.inputs:
-            raise ValueError(
-                f"{after.name} must take the {before.outputs} outputs of {before.name}, not "
-                f"{after.inputs}"
-            )
-        if before.mode == OutputMode.RAW:
-            raise UnsupportedLayer(
-                f"{before.name} must have int8 outputs, as {after.name} follows it"
-            )
-    channels = [layers[0].inputs, *(layer.outputs for layer in layers)]
     # Addresses depend on the number of commands, which the first pass tells; packing is kept.
     cache: PackedCache = {} if packed is None else packed
-    build, tensors, plans = _emit(layers, channels, columns, config, memory_base, (0, 0), cache)
+    emitter = _Emitter(segment, columns, config, memory_base, cache)
+    build, _, _ = emitter.emit(0, 0)
     command_bytes = round_up(len(build.commands) * COMMAND_BYTES, WINDOW_GRANULE_BYTES)
     image_bytes = round_up(command_bytes + len(build.weights), WINDOW_GRANULE_BYTES)
-    sizes = command_bytes, image_bytes
-    build, tensors, plans = _emit(layers, channels, columns, config, memory_base, sizes, cache)
-    end = tensors[-1].address + round_up(max(tensors[-1].length, 1), WINDOW_GRANULE_BYTES)
-    _check_size(len(build.commands), tensors, end - memory_base, image_bytes, memory_bytes)
+    build, tensors, plans = emitter.emit(command_bytes, image_bytes)
+    end = max(t.address + _room(t, config) for t in tensors.values())
+    _check_size(len(build.commands), list(tensors.values()), end - memory_base, image_bytes,
+                memory_bytes)
     image = bytearray(encode_list(build.commands))
     image += bytes(command_bytes - len(image)) + build.weights
-    first_written = tensors[1].address
+    first_written = min(tensors[use.target].address for use in segment.uses)
     areas = (
         Area(memory_base, first_written - memory_base, False),
         Area(first_written, end - first_written, True),
     )
+    shapes = segment.shapes
     return Program(
         image=bytes(image), image_address=memory_base, command_count=len(build.commands),
-        input=tensors[0], output=tensors[-1], areas=areas, macs=sum(p.macs for p in plans),
+        inputs=tuple(tensors[i] for i in segment.inputs),
+        outputs=tuple(tensors[i] for i in segment.outputs),
+        input_padding=tuple(shapes[i].padding for i in segment.inputs),
+        fills=tuple(_fill(tensors[use.target], shapes[use.target]) for use in segment.uses
+                    if any(shapes[use.target].pads)),
+        areas=areas, macs=sum(p.macs for p in plans),
         entries=sum(p.entries for p in build.packed), fillers=sum(p.fillers for p in build.packed),
         format_bits=sum(p.format_bits for p in build.packed),
         parameter_bits=sum(p.parameter_bits for p in build.packed),
@@ -132,11 +158,22 @@ def compile_network(
     )
 
 
+def _fill(tensor: Tensor, shape: TensorShape) -> tuple[int, bytes]:
+    """Where a tensor lies, and bytes that have its padding at every place."""
+    return tensor.address, bytes([shape.padding & 0xFF]) * tensor.length
+
+
+def _room(tensor: Tensor, config: CoreConfig) -> int:
+    """Bytes of whole pages for a tensor; a line of its last channel may be read a little beyond."""
+    beyond = 2 * max(config.bus_bytes, tensor.word_bytes) if tensor.plane > 1 else 0
+    return round_up(max(tensor.length, 1) + beyond, WINDOW_GRANULE_BYTES)
+
+
 def _check_size(commands: int, tensors: Sequence[Tensor], needed: int, image_bytes: int,
                 memory_bytes: int) -> None:
     """Refuses a program that is too long or too large, and estimates what would not be."""
     first = tensors[0]
-    # Fewer columns leave at least one position, or are none at all.
+    # Fewer columns leave at least one group, or are none at all.
     fewer = (first.columns - 1) // first.lanes * first.lanes
     if commands > MAX_COMMANDS:
         raise TooManyColumns(
@@ -147,37 +184,48 @@ def _check_size(commands: int, tensors: Sequence[Tensor], needed: int, image_byt
     if needed > memory_bytes:
         command_bytes = commands * COMMAND_BYTES
         fixed = image_bytes - command_bytes + len(tensors) * WINDOW_GRANULE_BYTES
-        each = sum(t.position_bytes for t in tensors) + command_bytes // first.positions
-        positions = max(1, (memory_bytes - fixed) // max(each, 1))
+        each = sum(t.group_bytes for t in tensors) + command_bytes // first.groups
+        groups = max(1, (memory_bytes - fixed) // max(each, 1))
         raise TooManyColumns(
             f"the network needs {needed} bytes of memory for {first.columns} columns, and there "
             f"are {memory_bytes}: run fewer columns at a time, or open the device with more memory",
-            min(fewer, positions * first.lanes),
+            min(fewer, groups * first.lanes),
         )
 
 
-def _emit(
-    layers: Sequence[LinearLayer],
-    channels: Sequence[int],
-    columns: int,
-    config: CoreConfig,
-    memory_base: int,
-    sizes: tuple[int, int],
-    cache: PackedCache,
-) -> tuple[Builder, list[Tensor], list[LayerPlan]]:
-    """Lays tensors out behind an image of ``sizes`` (commands, all) and compiles every layer."""
-    command_bytes, image_bytes = sizes
-    tensors = []
-    address = memory_base + image_bytes
-    for i, count in enumerate(channels):
-        raw = i > 0 and layers[i - 1].mode == OutputMode.RAW
-        tensor = Tensor.of(config, count, columns, address=address, raw=raw)
-        tensors.append(tensor)
-        address += round_up(max(tensor.length, 1), WINDOW_GRANULE_BYTES)
-    build = Builder(config, cache=cache)
-    plans = []
-    for i, layer in enumerate(layers):
-        compiler = LayerCompiler(build, i, layer, tensors[i], tensors[i + 1])
-        compiler.compile(memory_base + command_bytes)
-        plans.append(compiler.plan())
-    return build, tensors, plans
+class _Emitter:
+    """Compiles a segment, once its addresses are known, and again when they are."""
+
+    def __init__(self, segment: Segment, columns: int, config: CoreConfig, memory_base: int,
+                 cache: PackedCache) -> None:
+        self._segment, self._columns, self._config = segment, columns, config
+        self._memory_base, self._cache = memory_base, cache
+        self._decisions: dict[int, Decision] = {}
+
+    def emit(self, command_bytes: int, image_bytes: int
+             ) -> tuple[Builder, dict[int, Tensor], list[LayerPlan]]:
+        """Lays tensors out behind an image of so many bytes, and compiles every layer."""
+        tensors = self._place(self._memory_base + image_bytes)
+        build = Builder(self._config, cache=self._cache, decisions=self._decisions)
+        plans = []
+        for i, use in enumerate(self._segment.uses):
+            source, target = tensors[use.source], tensors[use.target]
+            if isinstance(use.layer, ConvLayer):
+                compiler = ConvCompiler(build, i, use.layer, source, target)
+            else:
+                compiler = LayerCompiler(build, i, use.layer, source, target, use.order)
+            compiler.compile(self._memory_base + command_bytes)
+            plans.append(compiler.plan())
+        return build, tensors, plans
+
+    def _place(self, address: int) -> dict[int, Tensor]:
+        """Inputs first, then what the layers write; the outputs among them last."""
+        segment, shapes = self._segment, self._segment.shapes
+        written = [use.target for use in segment.uses]
+        inside = [t for t in written if t not in segment.outputs]
+        tensors = {}
+        for number in (*segment.inputs, *inside, *segment.outputs):
+            tensor = shapes[number].place(self._config, self._columns, address)
+            tensors[number] = tensor
+            address += _room(tensor, self._config)
+        return tensors

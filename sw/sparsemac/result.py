@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .config import CoreConfig
-from .program import Program
 from .registers import COUNTERS
 
 if TYPE_CHECKING:
@@ -60,7 +59,8 @@ class Result:
 
     Attributes
     ----------
-    outputs : (channels, columns)    int8, or int32 of a raw last layer.
+    all_outputs : tuple of arrays    int8, or int32 of a raw layer; a vector's (channels, columns), a
+                                     map's (channels, height, width, columns).
     counters : Counters              None if the core was built without counters.
     macs : int                       Useful multiply-accumulates: nonzeros times samples.
     jobs : int                       Doorbells that it took; more than 1 if the samples were split.
@@ -69,14 +69,18 @@ class Result:
     config : CoreConfig              The core.
     """
 
-    outputs: NDArray[np.generic]
+    all_outputs: tuple[NDArray[np.generic], ...]
     counters: Counters | None
     macs: int
     jobs: int
     estimated_cycles: int
     program: "Program"
     config: CoreConfig
-    program: Program
+
+    @property
+    def outputs(self) -> NDArray[np.generic]:
+        """The first output."""
+        return self.all_outputs[0]
 
     @property
     def cycles(self) -> int:

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Turns a convolution into LOADs, EXECs and weight streams."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .commands import Exec, Load, OutputMode, StreamFormat
+from .conv import ConvLayer
+from .conv_tiling import ConvTiling, ConvView, Pass, choose_conv_tiling
+from .csr import Csr
+from .emitter import MAX_LINE_BEATS, Builder, LayerPlan, interleave
+from .layout import Tensor
+from .numerics import check_no_overflow
+from .schedule import balance_rows, row_costs
+from .stream import (
+    BIAS_BITS,
+    HEADER_BITS,
+    SCALE_BITS,
+    PackedStreams,
+    choose_format,
+    entry_counts,
+    pack,
+)
+
+__all__ = ["ConvCompiler"]
+
+
+def _upright(layer: ConvLayer, source: Tensor, target: Tensor
+             ) -> tuple[ConvLayer, Tensor, Tensor]:
+    """Turns maps of one row into maps of one column, which lie in memory alike.
+
+    Rows can be cut into bands and blocks.
+    """
+    g = layer.geometry
+    flat = g.height == 1 and g.kernel[0] == 1 and not (source.pads[0] or source.pads[2])
+    if not flat or target.pads[0] or target.pads[2]:
+        return layer, source, target
+    turned = replace(
+        g, height=g.width, width=1, kernel=g.kernel[::-1], stride=g.stride[::-1],
+        dilation=g.dilation[::-1], padding=(g.padding[1], 0, g.padding[3], 0))
+    source, target = (
+        replace(t, height=t.width, width=1, pads=(t.pads[1], 0, t.pads[3], 0))
+        for t in (source, target))
+    return replace(layer, geometry=turned, one_dimensional=False), source, target
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where an EXEC works: its group, first output row and column, and the buffer."""
+
+    group: int
+    row: int
+    column: int
+    destination: int
+    loads: int
+
+
+class ConvCompiler:
+    """Cuts one convolution into LOADs and EXECs."""
+
+    def __init__(self, build: Builder, index: int, layer: ConvLayer, source: Tensor,
+                 target: Tensor) -> None:
+        self.build, self.index, self.config = build, index, build.config
+        layer, source, target = _upright(layer, source, target)
+        self.layer, self.linear, self.geometry = layer, layer.linear, layer.geometry
+        self.source, self.target = source, target
+        self.view = ConvView(layer, source, build.config)
+        raw = self.linear.mode == OutputMode.RAW
+        check_no_overflow(self.linear.weights, self.linear.bias, self.config.acc_width)
+        row_bits = (HEADER_BITS + BIAS_BITS * (self.linear.bias is not None)
+                    + SCALE_BITS * (not raw))
+        self.tiling, self.estimated = build.decide(index, lambda: self._choose(row_bits))
+        self.line = self.view.line_words(self.tiling.band, self.tiling.bands(
+            self.geometry.out_height))
+        self.fmt: StreamFormat | None = None
+
+    def _choose(self, row_bits: int) -> tuple[ConvTiling, int]:
+        """Chooses with the entry size of the whole matrix, as if it were one tile."""
+        one = Pass(np.arange(self.layer.outputs), (slice(0, self.geometry.channels),))
+        whole = ConvTiling(1, 1, 1, (one,), 1)
+        matrix = self.view.matrix(whole, one.channels, one.inputs[0],
+                                  self.geometry.reach[0] * self.source.row_pitch)
+        bits = choose_format(matrix, self.linear.weight_bits).entry_bits
+        return choose_conv_tiling(self.view, self.target, entry_bits=bits, row_bits=row_bits)
+
+    def plan(self) -> LayerPlan:
+        """Returns what was decided."""
+        return LayerPlan(self.layer.name, self.fmt or StreamFormat(), self.tiling,
+                         self.layer.macs * self.source.columns, self.estimated)
+
+    # -- streams --------------------------------------------------------------------------------
+
+    def _pack(self, number: int) -> list[PackedStreams]:
+        """Streams of one pass, one for each of its channel tiles."""
+        tiling, p = self.tiling, self.tiling.passes[number]
+        key = (self.index, number, self.line, tiling.blocks, tiling.band, tiling.rows_per_engine,
+               len(p.channels), int(p.channels[0]), p.inputs[0].stop, len(p.inputs))
+        if key not in self.build.cache:
+            matrices = [self.view.matrix(self.tiling, p.channels, inputs, self.line)
+                        for inputs in p.inputs]
+            assigned = self._assign(matrices)
+            self.build.cache[key] = [
+                self._pack_tile(matrix, p, assigned, t) for t, matrix in enumerate(matrices)
+            ]
+        return self.build.cache[key]
+
+    def _assign(self, matrices: list[Csr]) -> list[NDArray[np.int64]]:
+        """Rows of each engine; the same for all tiles, as partial sums stay in an engine."""
+        counts = np.zeros(matrices[0].shape[0], np.int64)
+        costs = np.zeros_like(counts)
+        for matrix in matrices:
+            entries = entry_counts(matrix, self.linear.weight_bits)
+            counts += entries
+            costs += row_costs(entries, self.config.shortest_row_cycles)
+        assigned = balance_rows(costs, self.config.engines, self.tiling.rows_per_engine)
+        positions = self.tiling.positions
+        return [interleave(rows, counts, self.config, positions) for rows in assigned]
+
+    def _pack_tile(self, matrix: Csr, p: Pass, assigned: list[NDArray[np.int64]],
+                   t: int) -> PackedStreams:
+        linear, tiling, target = self.linear, self.tiling, self.target
+        rows = np.repeat(p.channels, tiling.blocks)
+        starts = np.tile(np.array(tiling.block_starts), len(p.channels))
+
+        def part(vector: NDArray | None, wanted: bool) -> NDArray | None:
+            return vector[rows] if wanted and vector is not None else None
+
+        is_last = t == len(p.inputs) - 1
+        return pack(
+            matrix, assigned, choose_format(matrix, linear.weight_bits),
+            engines=self.config.engines, bus_bytes=self.config.bus_bytes,
+            out_offsets=(rows - p.channels[0]) * target.plane + starts * target.row_pitch,
+            bias=part(linear.bias, t == 0), multiplier=part(linear.multiplier, is_last),
+            shift=part(linear.shift, is_last))
+
+    # -- commands -------------------------------------------------------------------------------
+
+    def compile(self, weights_address: int) -> None:
+        """Emits the commands of the layer."""
+        tiling = self.tiling
+        streams = []
+        for number in range(len(tiling.passes)):
+            packed = self._pack(number)
+            streams.append([(self.build.put_weights(s), s) for s in packed])
+        self.fmt = streams[0][0][1].fmt
+        for group in range(self.source.groups):
+            for first in tiling.bands(self.geometry.out_height):
+                self._band(streams, group, first, weights_address)
+                self.build.write_rows(self.target.address, group, first, first + tiling.band)
+
+    def _band(self, streams: list[list[tuple[int, PackedStreams]]], group: int, first: int,
+              weights_address: int) -> None:
+        """Emits the commands of one band of one group."""
+        loaded: slice | None = None
+        destination = loads = 0
+        for pieces, p in zip(streams, self.tiling.passes, strict=True):
+            for column in self.tiling.parts(self.geometry.out_width):
+                for t, inputs in enumerate(p.inputs):
+                    if loaded != inputs:
+                        loaded = inputs
+                        destination = self._load(group, first, inputs)
+                        loads = self.build.loads
+                    place = _Place(group, first, column, destination, loads)
+                    self._exec(pieces[t], p, t, place, weights_address)
+
+    def _load(self, group: int, first: int, inputs: slice) -> int:
+        """Loads the input rows of a band; returns the first word in the buffer."""
+        config, source, build, g = self.config, self.source, self.build, self.geometry
+        count = inputs.stop - inputs.start
+        start = self._line_start(first)
+        words = count * self.line
+        destination = build.take_region(words, self.tiling.regions)
+        beats = self.line * config.lanes // config.bus_bytes
+        whole = self.line == source.plane and beats * count <= MAX_LINE_BEATS
+        lines, line_beats = (1, beats * count) if whole else (count, beats)
+        word = group * source.pitch + inputs.start * source.plane + start
+        rows = first * g.stride[0] - g.padding[0], (
+            (first + self.tiling.band - 1) * g.stride[0] - g.padding[0] + g.reach[0])
+        ready = build.rows_written(source.address, group, *rows)
+        build.commands.append(Load(
+            address=source.address + word * source.word_bytes, destination=destination,
+            line_beats=line_beats, lines=lines, stride=source.plane * source.word_bytes,
+            wait=max(ready, build.free_after(destination, destination + words))))
+        build.loads += 1
+        return destination
+
+    def _line_start(self, first: int) -> int:
+        """Word of a plane at which the line of a band begins: a beat's first."""
+        if self.line == self.source.plane:
+            return 0
+        word = self.view.first_word(first)
+        return word - word % self.config.line_words
+
+    def _exec(self, piece: tuple[int, PackedStreams], p: Pass, t: int, place: "_Place",
+              weights_address: int) -> None:
+        build, linear, g, target = self.build, self.linear, self.geometry, self.target
+        offset, streams = piece
+        is_last = t == len(p.inputs) - 1
+        words = (p.inputs[t].stop - p.inputs[t].start) * self.line
+        step, width = g.stride[1], self.tiling.width
+        start = self.view.first_word(place.row) - self._line_start(place.row)
+        output = target.word_address(place.group, int(p.channels[0]), place.row, place.column)
+        build.commands.append(Exec(
+            weights=weights_address + offset, beats=streams.beats,
+            output=output if is_last else target.address,
+            base=place.destination + start + place.column * step, limit=words,
+            positions=self.tiling.positions, width=width, step=step,
+            wrap_step=g.stride[0] * self.source.row_pitch - (width - 1) * step,
+            out_step=1, out_wrap_step=target.row_pitch - (width - 1), format=streams.fmt,
+            has_bias=linear.bias is not None and t == 0,
+            mode=linear.mode if is_last else OutputMode.RAW, psum_in=t > 0, psum_out=not is_last,
+            zero_point=linear.zero_point, low=linear.low, high=linear.high, wait=place.loads))
+        build.execs += 1
+        build.occupy(place.destination, place.destination + words, build.execs)
