@@ -60,7 +60,7 @@ def scale_by(x: ArrayLike, multiplier: int, shift: int) -> NDArray[np.int64]:
     ----------
     x : integers        Of at most 32 bits after a left shift.
     multiplier : int    0 to 2**31 - 1.
-    shift : int         -31 to 30; above 0: to the left.
+    shift : int         -31 to 31; above 0: to the left.
     """
     shifted = np.asarray(x, np.int64) << max(shift, 0)
     if shifted.size and (shifted.min() < -(1 << 31) or shifted.max() >= 1 << 31):
@@ -217,8 +217,8 @@ def tflite_softmax(
     multiplier, shift : int    Of the input's scale times beta, to Q5.26.
     diff_min : int             Lowest difference to the maximum that is not zero in the output.
     """
-    if multiplier < 0 or not 0 <= shift <= 30 or diff_min > 0:
-        raise ValueError(f"shift must be 0 to 30 and diff_min at most 0, not {shift}, {diff_min}")
+    if multiplier < 0 or not 0 <= shift <= 31 or diff_min > 0:
+        raise ValueError(f"shift must be 0 to 31 and diff_min at most 0, not {shift}, {diff_min}")
     diff = x.astype(np.int64) - x.max(-1, keepdims=True)
     counts = diff >= diff_min
     exps = _exp_on_negative_values(scale_by(np.where(counts, diff, 0), multiplier, shift))
