@@ -3,13 +3,13 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_int_in
 from sparsemac.config import CoreConfig
 
-from .layouts import index_shape, out_beat_layout, result_layout
+from .layouts import index_shape, out_beat_layout, result_layout, words_per_beat
 from .streams import Queue
 
 __all__ = ["Assembler"]
@@ -19,8 +19,10 @@ class Assembler(wiring.Component):
     """Makes an output word of ``lanes`` results, lane 0 first, which is also lane 0 lowest.
 
     Results are bytes, or little-endian words of 4 bytes if ``raw``. A word longer than a beat makes
-    several beats, a shorter one is repeated over the whole beat. Nothing here can stall: whoever
-    feeds it holds a credit for each of ``words`` output words, and gets it back with ``popped``.
+    several beats; a shorter one goes to its ``place``, and the beat leaves with the word that
+    ``closes`` it. Nothing here can stall: whoever feeds it holds a credit for each of ``words``
+    output words, and gets it back with ``popped``, or with ``merged`` when the word shares its beat
+    with the next one.
 
     Latency: `LATENCY_CYCLES` from the last result of a beat to ``o.valid`` (one more if the queue
     is deep). Throughput: one result, and one beat, per cycle.
@@ -35,7 +37,8 @@ class Assembler(wiring.Component):
     i_valid : In(1), i : In(result_layout)     Results of one lane; ``raw`` is the same for all
                                                lanes of a word, as is ``out_word``.
     o : Out(stream of out_beat_layout)         Beats.
-    popped : Out(1)                            Strobe: the last beat of a word leaves.
+    popped : Out(1)                            Strobe: a beat leaves with the end of a word.
+    merged : Out(1)                            Strobe: a word is in, and its beat waits for more.
     """
 
     LATENCY_CYCLES = 2
@@ -44,15 +47,17 @@ class Assembler(wiring.Component):
     i: Any
     o: stream.Interface
     popped: Signal
+    merged: Signal
 
     def __init__(self, config: CoreConfig, words: int = 4) -> None:
         self._config = config
         self._words = as_int_in("words", words, 1, 256)
         super().__init__({
             "i_valid": In(1),
-            "i": In(result_layout()),
-            "o": Out(stream.Signature(out_beat_layout(config.bus_width))),
+            "i": In(result_layout(config)),
+            "o": Out(stream.Signature(out_beat_layout(config))),
             "popped": Out(1),
+            "merged": Out(1),
         })
 
     @property
@@ -72,24 +77,29 @@ class Assembler(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
         m = Module()
-        layout = out_beat_layout(self._config.bus_width)
+        layout = out_beat_layout(self._config)
         m.submodules.beats = beats = Queue(layout, self._words * self._raw_beats)
         beat = Signal(layout, reset_less=True)
         complete = Signal()
+        opened = Signal()  # the beat holds words already
         self._shift(m, beat.data)
         first, last = self._count(m)
-        m.d.sync += complete.eq(self.i_valid & last)
+        m.d.sync += complete.eq(self.i_valid & last & self.i.closes)
         with m.If(self.i_valid):
             m.d.sync += [
                 beat.out_word.eq(self.i.out_word),
                 beat.raw.eq(self.i.raw),
                 beat.first.eq(first),
                 beat.last.eq(self.i.last_lane),
+                beat.filled.eq(Mux(opened, beat.filled, 0) | Cat(self._slots())),
             ]
+            with m.If(self.i.last_lane):
+                m.d.sync += opened.eq(~self.i.closes)
         m.d.comb += [
             beats.i.valid.eq(complete),
             beats.i.payload.eq(beat),
             self.popped.eq(self.o.valid & self.o.ready & self.o.payload.last),
+            self.merged.eq(self.i_valid & self.i.last_lane & ~self.i.closes),
         ]
         wiring.connect(m, beats.o, wiring.flipped(self.o))
         return m
@@ -99,11 +109,19 @@ class Assembler(wiring.Component):
         result_bytes = 4 if raw else 1
         return min(self._config.lanes, self._config.bus_bytes // result_bytes)
 
+    def _slots(self) -> list[Value]:
+        """Which places, in words of int8, the word on ``i`` covers."""
+        count = words_per_beat(self._config)
+        if count == 1:
+            return [Const(1)]
+        place = self.i.place
+        return [Mux(self.i.raw, place[2:] == k >> 2, place == k) for k in range(count)]
+
     def _shift(self, m: Module, beat: Signal) -> None:
-        """Shifts each result in from above, by a byte or by four.
+        """Shifts each result in from above, by a byte or by four, at the place of its word.
 
         One register does for both: the multiplexer before each bit is the one that two registers
-        would need behind them. Copies of a short word are rings of their own that shift alike.
+        would need behind them. Each word's place is a ring of its own.
         """
         shifted = []
         for raw, width in ((False, 8), (True, 32)):
@@ -115,8 +133,12 @@ class Assembler(wiring.Component):
                 else:
                     cells.append(beat.word_select(k + 1, width))
             shifted.append(Cat(cells))
-        with m.If(self.i_valid):
-            m.d.sync += beat.eq(Mux(self.i.raw, shifted[1], shifted[0]))
+        slots = self._slots()
+        size = len(beat) // len(slots)
+        for k, slot in enumerate(slots):
+            part = slice(k * size, (k + 1) * size)
+            with m.If(self.i_valid & slot):
+                m.d.sync += beat[part].eq(Mux(self.i.raw, shifted[1][part], shifted[0][part]))
 
     def _count(self, m: Module) -> tuple[Any, Any]:
         """Whether the result now on ``i`` is in the first beat of its word, and ends its beat."""

@@ -68,7 +68,7 @@ class Engine(wiring.Component):
             "i": In(stream.Signature(weight_beat_layout(config.bus_width))),
             "start": In(1),
             "command": In(exec_layout),
-            "o": Out(stream.Signature(out_beat_layout(config.bus_width))),
+            "o": Out(stream.Signature(out_beat_layout(config))),
             "w_en": In(1),
             "w_line": In(range(lines)),
             "w_sub": In(index_shape(config.word_beats)),

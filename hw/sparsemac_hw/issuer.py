@@ -36,7 +36,7 @@ class RowIssuer(wiring.Component):
     i_count : In(stream of 15 bits)       Entries of each row, 1 or more.
     start : In(1)                         Strobe: an EXEC begins; ``command`` is valid from here on.
     command : In(exec_layout)
-    returned : In(1)                      Strobe: a credit comes back.
+    returned : In(2)                      So many credits come back.
     o_valid, o_addr, o_weight, o_last : Out     To the lanes.
     issued : Out(1)                       An entry is issued in this cycle.
     wait_short, wait_store : Out(1)       Why the last entry of a row is held back.
@@ -71,7 +71,7 @@ class RowIssuer(wiring.Component):
             "i_count": In(stream.Signature(15)),
             "start": In(1),
             "command": In(exec_layout),
-            "returned": In(1),
+            "returned": In(2),
             "o_valid": Out(1),
             "o_addr": Out(config.address_bits),
             "o_weight": Out(signed(8)),
@@ -163,10 +163,7 @@ class RowIssuer(wiring.Component):
         credit = Signal()
         all_returned = Signal()
         m.d.comb += [credit.eq(credits != 0), all_returned.eq(credits == self._out_words)]
-        with m.If(ends & ~self.returned):
-            m.d.sync += credits.eq(credits - 1)
-        with m.Elif(~ends & self.returned):
-            m.d.sync += credits.eq(credits + 1)
+        m.d.sync += credits.eq(credits + self.returned - ends)
         return gap_open, credit, all_returned
 
     def _positions(self, m: Module, ends: Value, final_pass: Signal) -> Signal:

@@ -3,6 +3,7 @@
 
 from amaranth.hdl import Shape, signed, unsigned
 from amaranth.lib import data
+from sparsemac.config import CoreConfig
 
 __all__ = [
     "beat_layout",
@@ -16,6 +17,7 @@ __all__ = [
     "row_layout",
     "run_layout",
     "window_layout",
+    "words_per_beat",
 ]
 
 #: A decoded LOAD; field by field as in `sparsemac.commands`. ``index`` is its place in the list.
@@ -80,9 +82,25 @@ def index_shape(count: int) -> Shape:
     return unsigned(max(1, (count - 1).bit_length()))
 
 
-def result_layout() -> data.StructLayout:
-    """One result of one lane: ``value`` is int32, or int8 sign-extended."""
-    return data.StructLayout({"value": signed(32), "raw": 1, "out_word": 32, "last_lane": 1})
+def words_per_beat(config: CoreConfig) -> int:
+    """Output words of int8 that one beat holds; 1 if a word is a beat or more."""
+    return max(1, config.bus_bytes // config.lanes)
+
+
+def result_layout(config: CoreConfig) -> data.StructLayout:
+    """One result of one lane: ``value`` is int32, or int8 sign-extended.
+
+    ``place`` is the word's place in its beat, in words of int8; ``closes`` says that the next word
+    of the engine lies in another beat, or in the same but not behind this one.
+    """
+    return data.StructLayout({
+        "value": signed(32),
+        "raw": 1,
+        "out_word": 32,
+        "last_lane": 1,
+        "place": index_shape(words_per_beat(config)),
+        "closes": 1,
+    })
 
 
 def beat_layout(bus_width: int) -> data.StructLayout:
@@ -90,13 +108,15 @@ def beat_layout(bus_width: int) -> data.StructLayout:
     return data.StructLayout({"data": unsigned(bus_width)})
 
 
-def out_beat_layout(bus_width: int) -> data.StructLayout:
-    """One beat of an output word: ``out_word`` is the word's index from the output address.
+def out_beat_layout(config: CoreConfig) -> data.StructLayout:
+    """One beat of output words: ``out_word`` is the index of one of them from the output address.
 
-    A word of fewer bytes than a beat is repeated over the whole beat; the store picks the place.
+    A word of a beat or more makes beats of its own. Shorter words that follow one another share a
+    beat; each bit of ``filled`` tells of a word of int8 whether it is there.
     """
     return data.StructLayout({
-        "data": unsigned(bus_width),
+        "data": unsigned(config.bus_width),
+        "filled": words_per_beat(config),
         "out_word": 32,
         "raw": 1,
         "first": 1,

@@ -39,7 +39,7 @@ class WordMerger(wiring.Component):
     room: Signal
 
     def __init__(self, config: CoreConfig) -> None:
-        self._layout = out_beat_layout(config.bus_width)
+        self._layout = out_beat_layout(config)
         self._engines = config.engines
         super().__init__({
             "i": In(stream.Signature(self._layout)).array(config.engines),

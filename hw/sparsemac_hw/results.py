@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -11,13 +11,24 @@ from sparsemac.commands import OutputMode
 from sparsemac.config import CoreConfig
 
 from .assembler import Assembler
-from .layouts import exec_layout, index_shape, out_beat_layout, row_layout
+from .layouts import (
+    exec_layout,
+    index_shape,
+    out_beat_layout,
+    result_layout,
+    row_layout,
+    words_per_beat,
+)
 from .requantizer import Requantizer
 
 __all__ = ["ResultPath"]
 
-#: What travels beside a result through the requantizer.
-tag_layout = data.StructLayout({"out_word": 32, "raw": 1, "last_lane": 1})
+
+def tag_layout(config: CoreConfig) -> data.StructLayout:
+    """What travels beside a result through the requantizer; see `layouts.result_layout`."""
+    members = dict(result_layout(config))
+    del members["value"]
+    return data.StructLayout({name: field.shape for name, field in members.items()})
 
 
 class ResultPath(wiring.Component):
@@ -38,7 +49,7 @@ class ResultPath(wiring.Component):
     start : In(1)                       Strobe: an EXEC begins; ``command`` is valid from here on.
     command : In(exec_layout)
     o : Out(stream of out_beat_layout)  Output words for the store.
-    returned : Out(1)                   Strobe: room for one more word.
+    returned : Out(2)                   Room for so many more words.
     overrun : Out(1)                    Strobe: more partial sums than are kept.
     """
 
@@ -59,22 +70,23 @@ class ResultPath(wiring.Component):
             "i_row": In(stream.Signature(row_layout)),
             "start": In(1),
             "command": In(exec_layout),
-            "o": Out(stream.Signature(out_beat_layout(config.bus_width))),
-            "returned": Out(1),
+            "o": Out(stream.Signature(out_beat_layout(config))),
+            "returned": Out(2),
             "overrun": Out(1),
         })
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         config, command = self._config, self.command
-        m.submodules.requantizer = requantizer = Requantizer(config.acc_width, tag_layout)
+        m.submodules.requantizer = requantizer = Requantizer(
+            config.acc_width, tag_layout(config))
         m.submodules.assembler = assembler = Assembler(config, words=config.out_words)
         wiring.connect(m, assembler.o, wiring.flipped(self.o))
 
         tag = self._sequence(m)
         valid_1 = Signal()
         acc_1 = Signal(signed(config.acc_width), reset_less=True)
-        tag_1 = Signal(tag_layout, reset_less=True)
+        tag_1 = Signal(tag_layout(config), reset_less=True)
         row_1 = Signal(row_layout, reset_less=True)
         m.d.sync += [
             valid_1.eq(self.i_valid), acc_1.eq(self.i_acc), tag_1.eq(tag), row_1.eq(self.i_row.p),
@@ -101,16 +113,18 @@ class ResultPath(wiring.Component):
             assembler.i.raw.eq(requantizer.o_tag.raw),
             assembler.i.out_word.eq(requantizer.o_tag.out_word),
             assembler.i.last_lane.eq(requantizer.o_tag.last_lane),
+            assembler.i.place.eq(requantizer.o_tag.place),
+            assembler.i.closes.eq(requantizer.o_tag.closes),
             self.returned.eq(Mux(command.psum_out,
                                  requantizer.o_valid & requantizer.o_tag.last_lane,
-                                 assembler.popped)),
+                                 assembler.popped + assembler.merged)),
         ]
         return m
 
     def _sequence(self, m: Module) -> data.View:
         """Counts lanes and positions; returns the tag of the sum that is arriving."""
         command = self.command
-        tag = Signal(tag_layout)
+        tag = Signal(tag_layout(self._config))
         lane = Signal(index_shape(self._config.lanes))
         position_word = Signal(32, reset_less=True)
         positions_left = Signal(16, reset_less=True)
@@ -127,6 +141,7 @@ class ResultPath(wiring.Component):
             tag.last_lane.eq(last_lane),
             self.i_row.ready.eq(self.i_valid & last_lane & last_position),
         ]
+        self._place(m, tag, wraps, last_position)
         with m.If(self.i_valid):
             m.d.sync += lane.eq((lane + 1) & (self._config.lanes - 1))
         with m.If(self.start | self.i_row.ready):
@@ -143,6 +158,33 @@ class ResultPath(wiring.Component):
                 columns_left.eq(Mux(wraps, command.width, columns_left - 1)),
             ]
         return tag
+
+    def _place(self, m: Module, tag: data.View, wraps: Signal, last_position: Signal) -> None:
+        """Where in its beat a word goes, and whether the next one may join it there."""
+        command, count = self.command, words_per_beat(self._config)
+        if count == 1:
+            m.d.comb += tag.closes.eq(1)
+            return
+        bits = (count - 1).bit_length()
+        word_bits = self._config.lanes.bit_length() - 1
+        follows, follows_wrap = Signal(), Signal()  # the next word is the one behind this
+        m.d.sync += [follows.eq(command.out_step == 1), follows_wrap.eq(command.out_wrap_step == 1)]
+        place = Signal(bits)
+        narrow = Signal(bits)
+        m.d.comb += narrow.eq(tag.out_word[:bits] + command.output[word_bits:][:bits])
+        full = [narrow.all(), Const(1)]
+        places = [narrow, Const(0)]
+        if count > 4:  # words of int32 share beats, too
+            wide = Signal(bits - 2)
+            first = command.output[word_bits + 2 :][: bits - 2]
+            m.d.comb += wide.eq(tag.out_word[: bits - 2] + first)
+            full[1], places[1] = wide.all(), wide << 2
+        m.d.comb += [
+            place.eq(Mux(tag.raw, places[1], places[0])),
+            tag.place.eq(place),
+            tag.closes.eq(last_position | ~Mux(wraps, follows_wrap, follows)
+                          | Mux(tag.raw, full[1], full[0])),
+        ]
 
     def _partial_sums(self, m: Module, requantizer: Requantizer) -> Value:
         """Keeps one sum per result between EXECs, read and written in the order of results."""

@@ -3,14 +3,14 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
 from .bus import ID_BITS
-from .layouts import burst_layout, fault_layout, out_beat_layout
+from .layouts import burst_layout, fault_layout, out_beat_layout, words_per_beat
 from .merger import WordMerger
 from .streams import Queue
 
@@ -28,11 +28,11 @@ class Writer(wiring.Component):
     """Writes each output word as one burst, engines in turn; the only driver of the W pins.
 
     The address of a word is ``output + (out_word << log2(bytes of a word))`` modulo 2**32. A word
-    of a beat or more is ``bytes / bus_bytes`` full beats; a shorter one is a beat with strobes at
-    its place. A burst is asked for on ``o_burst`` when all its beats are here, and its beats go out
-    only after the guard's ``granted``: so W never waits for an engine, and never carries what the
-    guard has not let out. After ``denied`` nothing more is asked for: the job has failed, and the
-    guard has been stopped before it could answer again.
+    of a beat or more is ``bytes / bus_bytes`` full beats; shorter ones come together in a beat,
+    with strobes at those that are ``filled``. A burst is asked for on ``o_burst`` when all its
+    beats are here, and its beats go out only after the guard's ``granted``: so W never waits for
+    an engine, and never carries what the guard has not let out. After ``denied`` nothing more is
+    asked for: the job has failed, and the guard has been stopped before it could answer again.
 
     ``clear`` (a soft reset) forgets all words, and which responses are outstanding: responses of
     another ``epoch`` are *stale*, and counted no more. Beats of bursts that have been granted are
@@ -99,7 +99,7 @@ class Writer(wiring.Component):
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
         super().__init__({
-            "i": In(stream.Signature(out_beat_layout(config.bus_width))).array(config.engines),
+            "i": In(stream.Signature(out_beat_layout(config))).array(config.engines),
             "output": In(32),
             "o_burst": Out(stream.Signature(burst_layout)),
             "granted": In(1),
@@ -143,15 +143,6 @@ class Writer(wiring.Component):
         return max(1, self._config.out_word_bytes(raw) // self._config.bus_bytes)
 
     @property
-    def _place_lsb(self) -> int:
-        """Lowest address bit that tells where in a beat a word lies."""
-        return min(self._beat_bits, self._word_bits(raw=False))
-
-    @property
-    def _place_bits(self) -> int:
-        return self._beat_bits - self._place_lsb
-
-    @property
     def _depth(self) -> int:
         """Beats that wait here: two of the longest words, so that one comes while one goes."""
         return max(16, 2 * self._word_beats(raw=True))
@@ -189,10 +180,11 @@ class Writer(wiring.Component):
         return m
 
     def _queued_layout(self) -> data.StructLayout:
-        layout = {"data": self._config.bus_width, "raw": 1, "last": 1}
-        if self._place_bits:  # no word is shorter than a beat otherwise
-            layout["place"] = self._place_bits
-        return data.StructLayout(layout)
+        return data.StructLayout({
+            "data": self._config.bus_width,
+            "filled": words_per_beat(self._config),
+            "last": 1,
+        })
 
     def _enqueue(self, m: Module, merger: WordMerger, purge: Signal) -> None:
         """Computes the address of the beat that the merger gives out, and queues it."""
@@ -203,15 +195,13 @@ class Writer(wiring.Component):
         m.d.comb += [
             address.eq(self.output + Mux(beat.raw, scaled[1], scaled[0])),
             beats.i.payload.data.eq(beat.data),
-            beats.i.payload.raw.eq(beat.raw),
+            beats.i.payload.filled.eq(beat.filled),
             beats.i.payload.last.eq(beat.last),
             beats.i.valid.eq(merger.o_valid),
             bursts.i.payload.eq(Cat(beat.raw, address[self._beat_bits :])),
             bursts.i.valid.eq(merger.o_valid & beat.last),
             merger.room.eq(room),
         ]
-        if self._place_bits:
-            m.d.comb += beats.i.payload.place.eq(address[self._place_lsb :][: self._place_bits])
         # Seen a cycle late, with one beat on its way through the merger and one behind it.
         m.d.sync += room.eq((beats.level <= self._depth - 3) & ~purge & ~self.clear)
 
@@ -282,17 +272,10 @@ class Writer(wiring.Component):
         return left
 
     def _strobes(self, beat: data.View) -> tuple[Value, Value]:
-        """Which bytes of a queued beat belong to its word, and how many."""
-        strobes, counts = [], []
-        bus_bytes = self._config.bus_bytes
-        for raw in (False, True):
-            size = min(self._config.out_word_bytes(raw), bus_bytes)
-            # ``place`` counts in words of bytes, of which a raw word covers several.
-            covered = size >> self._place_lsb
-            place = beat.place[covered.bit_length() - 1 :] if self._place_bits else Const(0)
-            strobes.append(Cat(place == k // size for k in range(bus_bytes)))
-            counts.append(size)
-        return Mux(beat.raw, strobes[1], strobes[0]), Mux(beat.raw, counts[1], counts[0])
+        """Which bytes of a queued beat belong to its words, and how many."""
+        size = self._config.bus_bytes // len(beat.filled)
+        strobes = Cat(filled.replicate(size) for filled in beat.filled)
+        return strobes, _count_ones(list(beat.filled)) * size
 
     def _respond(self, m: Module, answered: Signal, left: Signal) -> None:
         """Judges responses, a cycle after they came."""
@@ -327,3 +310,11 @@ class Writer(wiring.Component):
                 self.fault.code.eq(FaultCode.BUS),
                 self.fault.detail.eq(response | WRITE_BIT_BUS),
             ]
+
+
+def _count_ones(bits: list[Value]) -> Value:
+    """Adds bits up in a balanced tree."""
+    if len(bits) == 1:
+        return bits[0]
+    half = len(bits) // 2
+    return _count_ones(bits[:half]) + _count_ones(bits[half:])

@@ -3,6 +3,7 @@
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -221,12 +222,20 @@ class Bench:
         address = self.jobs[len(self.images) - 1].command["output"] + beat.out_word * size
         address += self.part * bus_bytes
         data = beat.data.to_bytes(bus_bytes, "little")
-        covered = min(size, bus_bytes)
-        for k in range(covered):
-            self.images[-1][(address + k) % ADDRESSES] = data[(address + k) % bus_bytes]
-        self.written[-1] += covered
+        for k in self.covered(beat, address, size):
+            self.images[-1][(address // bus_bytes * bus_bytes + k) % ADDRESSES] = data[k]
+            self.written[-1] += 1
         self.part = (self.part + 1) % max(1, size // bus_bytes)
         assert beat.last == (self.part == 0)
+
+    def covered(self, beat, address, size):
+        """Which bytes of a beat are there."""
+        bus_bytes = self.config.bus_bytes
+        if "filled" in dict(beat.shape()):
+            count = max(1, bus_bytes // self.config.lanes)
+            return [k for k in range(bus_bytes) if beat.filled >> k * count // bus_bytes & 1]
+        start = address % bus_bytes
+        return range(start, start + min(size, bus_bytes))
 
     async def watch(self, ctx):
         dut = self.dut
@@ -277,7 +286,7 @@ def test_keeps_partial_sums_between_execs(lanes, bus_width):
     seed = 7 * lanes + bus_width
     rng = random.Random(seed)
     config = configuration(lanes, bus_width)
-    shape = {"rows": 2, "positions": 3}
+    shape: dict[str, Any] = {"rows": 2, "positions": 3}
     check(config, [
         random_job(rng, config, RAW, psum_out=True, **shape),
         random_job(rng, config, DOUBLE, psum_in=True, psum_out=True, **shape),
@@ -294,7 +303,7 @@ def test_keeps_as_many_partial_sums_as_there_is_room_for(lanes):
     seed = 50 + lanes
     rng = random.Random(seed)
     config = configuration(lanes, 64)
-    shape = {"rows": 2, "positions": PSUM_DEPTH // (2 * lanes)}
+    shape: dict[str, Any] = {"rows": 2, "positions": PSUM_DEPTH // (2 * lanes)}
     check(config, [
         random_job(rng, config, RAW, psum_out=True, **shape),
         random_job(rng, config, RAW, psum_in=True, **shape),

@@ -59,12 +59,19 @@ class Bench:
         ctx.set(dst.valid, 0)
 
     def beats_of(self, out_word, image):
+        """Beats of one word, or of one beat's words that follow one another."""
         size = self.config.bus_bytes
-        image = image * max(1, size // len(image))
+        place = (self.output + out_word * self.config.out_word_bytes(self.raw)) % size
+        filled = 1
+        if self.config.lanes < size:
+            filled = (1 << len(image) // self.config.lanes) - 1 << place // self.config.lanes
+        image = bytes(place) + image
+        image += bytes(-len(image) % size)
         pieces = [image[k : k + size] for k in range(0, len(image), size)]
         for k, piece in enumerate(pieces):
             yield {"data": int.from_bytes(piece, "little"), "out_word": out_word,
-                   "raw": self.raw, "first": k == 0, "last": k == len(pieces) - 1}
+                   "filled": filled, "raw": self.raw, "first": k == 0,
+                   "last": k == len(pieces) - 1}
 
     def expected_memory(self):
         size = self.config.out_word_bytes(self.raw)
@@ -195,14 +202,23 @@ def configuration(engines=2, lanes=8, bus_width=64):
     )
 
 
-def random_words(config, raw, count, rng):
-    """Words of all engines, at distinct indices; ``count`` per engine at most."""
-    indices = rng.sample(range(200), config.engines * count)
+def random_words(config, raw, count, rng, output=0x1000):
+    """Words of all engines, at distinct places; ``count`` per engine at most.
+
+    Words shorter than a beat come as runs of neighbours that share one.
+    """
+    indices = rng.sample(range(1, 200), config.engines * count)
     size = config.out_word_bytes(raw)
-    return [
-        [(indices.pop(), rng.randbytes(size)) for _ in range(rng.randrange(count // 2, count + 1))]
-        for _ in range(config.engines)
-    ]
+    share = max(1, config.bus_bytes // size)
+    queues = []
+    for _ in range(config.engines):
+        queue = []
+        for _ in range(rng.randrange(count // 2, count + 1)):
+            place = rng.randrange(share)
+            out_word = indices.pop() * share + place - output // size % share
+            queue.append((out_word, rng.randbytes(size * rng.randint(1, share - place))))
+        queues.append(queue)
+    return queues
 
 
 @pytest.mark.parametrize("stall", [0.0, 0.5])
@@ -218,7 +234,8 @@ def test_writes_every_word_at_its_place(engines, lanes, bus_width, raw, stall):
     config = configuration(engines, lanes, bus_width)
     output = 0x1000 + config.out_word_bytes(raw) * rng.randrange(64)
     bench = Bench(
-        config, random_words(config, raw, 30, rng), rng, raw=raw, output=output, stall=stall
+        config, random_words(config, raw, 30, rng, output), rng, raw=raw, output=output,
+        stall=stall
     )
     bench.run(bench.until_idle)
     assert bench.memory == bench.expected_memory()
