@@ -16,7 +16,7 @@ __all__ = ["ModelError", "load_model"]
 
 
 def load_model(path: str | Path, *, weight_bits: int | None = None) -> "Graph":
-    """Reads a model by its suffix: ``.tflite``, ``.onnx``, or a matrix.
+    """Reads a model by its suffix: ``.smnet``, ``.tflite``, ``.onnx``, or a matrix.
 
     Parameters
     ----------
@@ -31,6 +31,10 @@ def load_model(path: str | Path, *, weight_bits: int | None = None) -> "Graph":
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if suffix == ".smnet":
+        from ..netfile import load_network
+
+        return load_network(path)
     if suffix == ".tflite":
         from .tflite import load_tflite
 
@@ -44,5 +48,6 @@ def load_model(path: str | Path, *, weight_bits: int | None = None) -> "Graph":
 
         return load_matrix_model(path, weight_bits=weight_bits or 8)
     raise ModelError(
-        f"{path.name} must end in .tflite, .onnx, .mtx, .smtx, .npz or .npy, not {suffix!r}"
+        f"{path.name} must end in .smnet, .tflite, .onnx, .mtx, .smtx, .npz or .npy, "
+        f"not {suffix!r}"
     )
