@@ -44,7 +44,8 @@ def _high_mul(a: ArrayLike, b: ArrayLike) -> NDArray[np.int64]:
 
 def _round_shift(x: NDArray[np.int64], exponent: ArrayLike) -> NDArray[np.int64]:
     """RoundingDivideByPOT: halves away from zero."""
-    mask = (np.int64(1) << np.asarray(exponent, np.int64)) - 1
+    exponent = np.asarray(exponent, np.int64)
+    mask = (np.int64(1) << exponent) - 1
     return (x >> exponent) + ((x & mask) > (mask >> 1) + (x < 0))
 
 
@@ -179,7 +180,7 @@ def tflite_mean(
 
 
 def _exp_on_negative_values(a: NDArray[np.int64]) -> NDArray[np.int64]:
-    """gemmlowp's exp_on_negative_values: Q5.26, at most 0, to Q0.31."""
+    """Gemmlowp's exp_on_negative_values: Q5.26, at most 0, to Q0.31."""
     quarter = 1 << 24
     part = (a & (quarter - 1)) - quarter
     # Taylor's expansion around -1/8, for -1/4 to 0 in Q0.31.
@@ -197,7 +198,7 @@ def _exp_on_negative_values(a: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _one_over_one_plus_x(a: NDArray[np.int64]) -> NDArray[np.int64]:
-    """gemmlowp's one_over_one_plus_x_for_x_in_0_1: Newton's division, Q0.31 to Q0.31."""
+    """Gemmlowp's one_over_one_plus_x_for_x_in_0_1: Newton's division, Q0.31 to Q0.31."""
     half_denominator = (a + _Q0_ONE + 1) // 2
     x = 1515870810 + _high_mul(half_denominator, -1010580540)
     for _ in range(3):

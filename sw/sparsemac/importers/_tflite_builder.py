@@ -150,7 +150,7 @@ class Builder:
         operation: str = "", attributes: Mapping[str, Any] | None = None,
         layer: Layer | None = None, dtype: str = "int8",
     ) -> None:
-        """Adds the node that makes the operator's output, of a shape that the file must agree to."""
+        """Adds the node that makes the operator's output; the file must agree to its shape."""
         index = operator.outputs[0]
         tensor = self.tensor(index)
         if tensor.shape != tuple(shape):
