@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Convolutions: a linear layer that is applied to every patch of a feature map.
 
-    y[o, v, u] = output( bias[o] + sum over c, i, j of
-                         w[o, c, i, j] * x[c, v*stride + i*dilation - pad, u*stride + j*dilation - pad] )
+    y[o, v, u] = output( bias[o] + sum over c, i, j of w[o, c, i, j] * x[c, row, column] )
+    row, column = v*stride + i*dilation - pad, u*stride + j*dilation - pad
 
-where ``x`` outside the map is the input's zero point. With groups, output ``o`` sees the channels of
-its group only. A convolution in one dimension is one of height 1.
+where ``x`` outside the map is the input's zero point. With groups, output ``o`` sees the channels
+of its group only. A convolution in one dimension is one of height 1.
 """
 
 from dataclasses import dataclass
@@ -79,9 +79,10 @@ class Geometry:
         for axis, name in enumerate(("height", "width")):
             padded = getattr(self, name) + padding[axis] + padding[axis + 2]
             if padded < self.reach[axis]:
+                least = self.reach[axis] - padding[axis] - padding[axis + 2]
                 raise ValueError(
-                    f"{name} must be at least {self.reach[axis] - padding[axis] - padding[axis + 2]}"
-                    f" for a kernel that reaches over {self.reach[axis]}, not {getattr(self, name)}"
+                    f"{name} must be at least {least} for a kernel that reaches over "
+                    f"{self.reach[axis]}, not {getattr(self, name)}"
                 )
 
     @property

@@ -4,8 +4,8 @@
 A *band* is some rows of the output map of a group of samples; its input rows are loaded together.
 A band's rows may be dealt out in *blocks*: each output channel becomes as many matrix rows as there
 are blocks, with offsets shifted by the block's place, so that few channels keep many engines busy.
-*Row tiles* are output channels of one EXEC, *channel tiles* input channels that are loaded together;
-with several of them sums wait on chip as partial sums.
+*Row tiles* are output channels of one EXEC, *channel tiles* input channels that are loaded
+together; with several of them sums wait on chip as partial sums.
 
 Dense and sparse kernels alike: Park et al., "Faster CNNs with Direct Sparse Convolutions and Guided
 Pruning", ICLR 2017, section 3.1 (the stretched filter).
@@ -143,8 +143,8 @@ class ConvView:
                line: int) -> Csr:
         """Matrix of one EXEC: a row for each channel and block, columns are buffer words.
 
-        Rows of one channel stand together. ``inputs`` are the channels in the buffer, ``line`` words
-        each.
+        Rows of one channel stand together. ``inputs`` are the channels in the buffer, of ``line``
+        words each.
         """
         g, csr = self.geometry, _select(self.layer.expanded, channels)
         taps = g.kernel[0] * g.kernel[1]

@@ -79,7 +79,7 @@ def run_layer(layer: LinearLayer, x: NDArray[np.int8]) -> NDArray[np.int8] | NDA
 
 
 def run_conv(layer: ConvLayer, x: NDArray[np.int8]) -> NDArray[np.int8] | NDArray[np.int32]:
-    """Runs a convolution on arrays of the shapes that ``layer.input_shape`` and ``output_shape`` say.
+    """Runs a convolution on arrays of the shapes of ``layer.input_shape`` and ``output_shape``.
 
     Returns int8, or int32 in mode RAW.
     """

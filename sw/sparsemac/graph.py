@@ -24,6 +24,9 @@ __all__ = ["Graph", "Layer", "Node", "Value", "run_golden", "run_node"]
 
 Layer = LinearLayer | ConvLayer
 
+#: Called with a node and its outputs.
+Watch = Callable[["Node", tuple[NDArray[Any], ...]], None]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
@@ -59,8 +62,8 @@ class Node:
     operation : str                   Name of a host operation; empty with a layer.
     attributes : dict                 Its parameters: what JSON can hold, and NumPy arrays.
     source : str                      What the node was in the file that it came from.
-    reason : str                      Of a host operation that looks like work for the device: why it
-                                      runs on the host.
+    reason : str                      Of a host operation that looks like work for the device: why
+                                      it runs on the host.
     """
 
     name: str
@@ -173,7 +176,7 @@ def run_node(node: Node, arrays: Mapping[str, NDArray[Any]]) -> tuple[NDArray[An
 
 
 def run_golden(
-    graph: Graph, inputs: Any, *, watch: Callable[[Node, tuple[NDArray[Any], ...]], None] | None = None
+    graph: Graph, inputs: Any, *, watch: Watch | None = None
 ) -> dict[str, NDArray[Any]]:
     """Computes a network on the host, every integer as the device would.
 

@@ -6,10 +6,10 @@ with one element per lane. Sample ``n`` is lane ``n % lanes`` of group ``n // la
 map of one row and one column. Rows and columns of padding stand around a map, for convolutions that
 read beyond it; the host writes the padding, the core only what is inside.
 
-The words of a channel, a *plane*, and those of a group are padded to whole beats of the bus, so that
-a LOAD can begin with any channel and any group; but a vector's channels lie without gaps. What
-stands in that padding is never used: no weight is stored for it, and the host drops the lanes beyond
-the last sample.
+The words of a channel, a *plane*, and those of a group are padded to whole beats of the bus, so
+that a LOAD can begin with any channel and any group; but a vector's channels lie without gaps. What
+stands in that padding is never used: no weight is stored for it, and the host drops the lanes
+beyond the last sample.
 """
 
 from dataclasses import dataclass

@@ -59,8 +59,8 @@ class Result:
 
     Attributes
     ----------
-    all_outputs : tuple of arrays    int8, or int32 of a raw layer; a vector's (channels, columns), a
-                                     map's (channels, height, width, columns).
+    all_outputs : tuple of arrays    int8, or int32 of a raw layer; a vector's (channels, columns),
+                                     a map's (channels, height, width, columns).
     counters : Counters              None if the core was built without counters.
     macs : int                       Useful multiply-accumulates: nonzeros times samples.
     jobs : int                       Doorbells that it took; more than 1 if the samples were split.

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random layers and activations for tests."""
 
+from dataclasses import replace
+
 import numpy as np
 from sparsemac.commands import OutputMode
+from sparsemac.conv import ConvLayer, Geometry
 from sparsemac.csr import as_csr
 from sparsemac.layer import LinearLayer
 
@@ -30,3 +33,28 @@ def random_layer(rng, rows, cols, density=0.3, *, raw=False, weight_bits=8, bias
 
 def random_activations(rng, channels, columns):
     return rng.integers(-128, 128, (channels, columns)).astype(np.int8)
+
+
+def random_geometry(rng, *, most=9, **given):
+    """A small convolution of any kind, with ``given`` parameters set."""
+    kernel = tuple(int(k) for k in rng.integers(1, 4, 2))
+    dilation = tuple(int(d) for d in rng.choice([1, 1, 2], 2))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
+    groups = int(rng.choice([1, 1, 2, 3]))
+    values = {
+        "channels": groups * int(rng.integers(1, 4)), "groups": groups,
+        "height": int(rng.integers(reach[0], reach[0] + most)),
+        "width": int(rng.integers(reach[1], reach[1] + most)),
+        "kernel": kernel, "dilation": dilation,
+        "stride": tuple(int(s) for s in rng.integers(1, 4, 2)),
+        "padding": tuple(int(rng.integers(0, r)) for r in reach * 2),
+    } | given
+    return Geometry(**values)
+
+
+def random_conv(rng, geometry, outputs, density=0.5, *, channels_last=True, **options):
+    """A convolution of random weights; ``outputs`` in each group, ``options`` as `random_layer`."""
+    linear = random_layer(rng, outputs * geometry.groups, geometry.patch, density, **options)
+    zero_point = int(rng.integers(-128, 128))
+    return ConvLayer(linear=replace(linear, input_zero_point=zero_point), geometry=geometry,
+                     channels_last=channels_last)

@@ -18,7 +18,9 @@ from sparsemac.errors import (
     DeviceClosed,
     DeviceFault,
     DeviceMismatch,
+    DeviceRestarted,
     DeviceTimeout,
+    OutcomeUnknown,
     UnsupportedLayer,
 )
 from sparsemac.faults import (
@@ -202,7 +204,7 @@ def test_wrong_networks_are_refused(rng):
             core.load([layer, other])
         with pytest.raises(ValueError, match="at least one layer"):
             core.load([])
-        with pytest.raises(TypeError, match="must be LinearLayer, not int"):
+        with pytest.raises(TypeError, match="must be LinearLayer or ConvLayer, not int"):
             core.load([layer, 3])
         with pytest.raises(TypeError, match="what load returned, not LinearLayer"):
             core.run(layer, random_activations(rng, 20, 1))
@@ -320,6 +322,59 @@ def test_b2_read_only_outputs_stop_the_core(core, job):
         run_list(core, program.image_address, program.command_count, sealed)
     first = program.areas[1].address
     assert first <= caught.value.address < first + program.areas[1].length
+    works()
+
+
+def test_e5_restarted_device_gets_its_image_again(core, job, monkeypatch):
+    network, x, works = job
+    wait = core.device.wait_interrupt
+    with monkeypatch.context() as patch:
+        def restart(timeout):
+            wait(timeout)
+            core.device.write_memory(core.device.memory_base, bytes(64 << 10))
+            raise DeviceRestarted("the device restarted, and has lost its memory")
+
+        patch.setattr(core.device, "wait_interrupt", restart)
+        with pytest.raises(DeviceRestarted):
+            core.run(network, x)
+    works()
+
+
+@pytest.mark.parametrize("carried_out", [False, True])
+@pytest.mark.parametrize("register", ["CTRL", "COMMAND_ADDRESS", "WINDOW0_PERM"])
+def test_e4_state_is_read_again_when_a_write_may_be_lost(
+    core, job, monkeypatch, register, carried_out
+):
+    network, x, works = job
+    offset = register_map(core.config)[register].byte_offset
+    write, lost = core.device.write_register, []
+
+    def write_register(at, value):
+        if at == offset and not lost:
+            lost.append(at)
+            if carried_out:
+                write(at, value)
+            raise OutcomeUnknown("a write may or may not have been carried out")
+        write(at, value)
+
+    monkeypatch.setattr(core.device, "write_register", write_register)
+    with pytest.raises(OutcomeUnknown):
+        core.run(network, x)
+    assert core._session.read("STATUS", "busy") == 0
+    works()
+
+
+def test_e4_memory_is_written_again_when_a_write_may_be_lost(core, job, monkeypatch):
+    network, x, works = job
+    other = core.load(random_layer(np.random.default_rng(1), 30, 40))
+    with monkeypatch.context() as patch:
+        def write_memory(address, data):
+            raise OutcomeUnknown("a write may or may not have been carried out")
+
+        patch.setattr(core.device, "write_memory", write_memory)
+        for lost in (other, network):
+            with pytest.raises(OutcomeUnknown):
+                core.run(lost, x)
     works()
 
 

@@ -9,7 +9,7 @@ CONFIG = CoreConfig(engines=2, lanes=4, bus_width=64)
 
 
 def result(counters, macs=100):
-    return Result(outputs=np.zeros((1, 1), np.int8), counters=counters, macs=macs, jobs=1,
+    return Result(all_outputs=(np.zeros((1, 1), np.int8),), counters=counters, macs=macs, jobs=1,
                   estimated_cycles=10, program=None, config=CONFIG)
 
 
