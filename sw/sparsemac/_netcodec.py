@@ -258,8 +258,10 @@ def decode(raw: Any, hint: Any, arrays: ArrayReader, where: str) -> Any:
         return _decode_bytes(raw, arrays, where)
     if hint is slice:
         return slice(*decode(raw, tuple[int, int], arrays, where))
-    if hint is float and isinstance(raw, (int, dict)) and not isinstance(raw, bool):
-        return float(_decode_any(raw, arrays, where))
+    if hint is float and isinstance(raw, dict):
+        return float(_object(raw, ("float",), where) and _decode_any(raw, arrays, where))
+    if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
+        return _build(float, where, raw)
     if issubclass(hint, enum.Enum):
         return _build(hint, where, _expect(raw, int, where))
     return _expect(raw, hint, where)

@@ -310,6 +310,8 @@ def test_other_members_are_refused(data, put):
     (("graph", "values", "x", "shape"), [1, -5], "must not be negative"),
     (("graph", "values", "x", "shape"), [True], "must be an integer, not True"),
     (("graph", "values", "x", "scale"), {"float": "1"}, "must be a list"),
+    (("graph", "values", "x", "scale"), {"list": []}, "must have no key but float"),
+    (("graph", "values", "x", "scale"), 10**400, "too large to convert to float"),
     (("graph", "nodes", 3, "layer", "weight_bits"), 5, "weight_bits must be 4 or 8, not 5"),
     (("graph", "nodes", 3, "layer", "mode"), 9, "9 is not a valid OutputMode"),
     (("graph", "nodes", 3, "layer", "weights", "bits"), 2, "bits must be 4 or 8, not 2"),
