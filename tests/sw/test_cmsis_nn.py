@@ -36,13 +36,18 @@ class Vector:
         """The first array of these names that there is, or None."""
         return next((self.arrays[name] for name in names if name in self.arrays), None)
 
+    def required(self, *names):
+        found = self.array(*names)
+        assert found is not None, f"{self.name} lacks {names}"
+        return found
+
     @property
     def x(self):
-        return self.array("input", "input_tensor", "input1")
+        return self.required("input", "input_tensor", "input1")
 
     @property
     def y(self):
-        return self.array("output_ref", "output")
+        return self.required("output_ref", "output")
 
     @property
     def depthwise(self):
@@ -79,8 +84,9 @@ def linear(v, matrix, bits):
     bias = np.zeros(outputs, np.int32) if bias is None else bias
     multiplier = v.array("output_mult", "output_multiplier")
     shift = v.array("output_shift")
-    if multiplier is None:
-        multiplier, shift = (np.full(outputs, v(f"OUTPUT_{key}")) for key in ("MULTIPLIER", "SHIFT"))
+    if multiplier is None or shift is None:
+        multiplier = np.full(outputs, v("OUTPUT_MULTIPLIER"))
+        shift = np.full(outputs, v("OUTPUT_SHIFT"))
     multiplier, shift = multiplier.astype(np.int64), shift.astype(np.int64)
     return LinearLayer(
         weights=as_csr(matrix, weight_bits=bits), weight_bits=bits, mode=OutputMode.DOUBLE,
@@ -92,7 +98,7 @@ def linear(v, matrix, bits):
 
 def weights(v, count):
     """Weights as a line of ``count``, and their width in bits."""
-    data = v.array("weights", "input_weights")
+    data = v.required("weights", "input_weights")
     if len(data) == count:
         return data, 8
     return unpack_int4(data.view(np.uint8), count), 4
@@ -117,9 +123,9 @@ def convolution(v):
     else:
         matrix = data.reshape(outputs, *kernel, group).transpose(0, 3, 1, 2).reshape(outputs, -1)
     height, width, before = v("INPUT_H"), v("INPUT_W"), (v("PAD_Y"), v("PAD_X"))
-    after = [max((out - 1) * s + (k - 1) * d + 1 - size - pad, 0) for out, s, k, d, size, pad in zip(
-        (v("OUTPUT_H"), v("OUTPUT_W")), stride, kernel, dilation, (height, width), before,
-        strict=True)]
+    sizes = zip((v("OUTPUT_H"), v("OUTPUT_W")), stride, kernel, dilation, (height, width), before,
+                strict=True)
+    after = [max((out - 1) * s + (k - 1) * d + 1 - n - pad, 0) for out, s, k, d, n, pad in sizes]
     geometry = Geometry(
         channels=channels, height=height, width=width, kernel=kernel, stride=stride,
         dilation=dilation, padding=(*before, *after), groups=channels // group)
@@ -155,7 +161,7 @@ def run_softmax(v, x):
 
 def run_add(v, x):
     return tflite.tflite_add(
-        x, v.array("input2"), left_shift=v("LEFT_SHIFT"),
+        x, v.required("input2"), left_shift=v("LEFT_SHIFT"),
         zero_points=[-v(f"INPUT{i}_OFFSET") for i in (1, 2)],
         multipliers=[v(f"INPUT{i}_MULT") for i in (1, 2)],
         shifts=[v(f"INPUT{i}_SHIFT") for i in (1, 2)], output_multiplier=v("OUTPUT_MULT"),

@@ -3,7 +3,7 @@
 
 Accuracies are those of TensorFlow Lite's reference kernels, label by label (LiteRT 2.3 with
 BUILTIN_REF: 452 of 500 keywords; 300 and 303 of 400 images). Its default kernels round otherwise
-and get 453, 305 and 303; they miss the published outputs of two of the networks.
+and get 453, 305 and 303; they miss some of the published outputs.
 """
 
 import gzip

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grows a graph from the operators of a TensorFlow Lite file, in their order."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,26 @@ from ._tflite_scales import quantization, why_not
 
 __all__ = ["Builder"]
 
+#: Elements of the largest constant that is computed while a model is read.
+MAX_FOLDED = 1 << 22
+
+#: Why host operations are no layers.
+_REASONS = {
+    "dequantize": "turns integers into reals: the device computes in integers",
+    "pad": "moves elements, no arithmetic",
+    "recode": "changes the type, no arithmetic",
+    "reshape": "moves elements, no arithmetic",
+    "tflite_add": "brings two values of different scales to one scale before it adds them: the "
+                  "device scales sums, not operands",
+    "tflite_average_pool": "divides with halves away from zero: the device scales by a multiplier, "
+                           "which rounds other integers",
+    "tflite_max_pool": "takes maxima: the device computes sums of products",
+    "tflite_mean": "sums all elements without weights: the device reads a weight for each",
+    "tflite_quantize": "turns reals into integers: the device computes in integers",
+    "tflite_requantize": "scales each element by itself: the device scales sums of products",
+    "tflite_softmax": "needs exponentials and a division: the device has neither",
+}
+
 
 class Builder:
     """Tensors are known by their index in the file, values by their name in the graph.
@@ -25,11 +46,12 @@ class Builder:
     Attributes
     ----------
     where : str    What is being read, for errors.
+    source : str   The operator that is being read.
     batch : int    Of the model's inputs; 0 once an operator has mixed samples.
     """
 
     def __init__(self, model: FileModel) -> None:
-        self.where = "inputs"
+        self.where = self.source = "inputs"
         self.batch = 0
         self._model = model
         self._values: dict[str, Value] = {}
@@ -58,9 +80,13 @@ class Builder:
         if all(len(shape) > 1 and shape[0] == shapes[0][0] for shape in shapes):
             self.batch = shapes[0][0]
 
+    def start(self, i: int, code: str) -> None:
+        """Says which operator comes next."""
+        self.where, self.source = f"operator {i} ({code})", code
+
     def end(self) -> Graph:
         """Adds the model's outputs and returns the graph."""
-        self.where = "outputs"
+        self.where = self.source = "outputs"
         if not self._model.outputs:
             raise ValueError("a model must have an output")
         outputs = []
@@ -73,7 +99,7 @@ class Builder:
                 self.batch = 0
             if tensor.dtype == "uint8":
                 self._describe(tensor.name, tensor, tensor.shape, "uint8")
-                self._add("recode", (name,), tensor.name, {"dtype": "uint8"})
+                self._add("recode", (name,), tensor.name, tensor.shape, {"dtype": "uint8"})
             outputs.append(tensor.name)
         inputs = tuple(self._model.tensors[i].name for i in self._model.inputs)
         return Graph(name=self._model.name, values=self._values, inputs=inputs,
@@ -158,7 +184,7 @@ class Builder:
                 f"output {tensor.name!r} must have shape {tuple(shape)}, not {tensor.shape}")
         name = f"{tensor.name}:int8" if tensor.dtype == "uint8" else tensor.name
         self._names[index] = name
-        if self._add(operation, inputs, name, attributes or {}, layer):
+        if self._add(operation, inputs, name, shape, attributes or {}, layer):
             self._describe(name, tensor, tensor.shape, dtype)
 
     def step(
@@ -167,17 +193,21 @@ class Builder:
     ) -> str:
         """Adds a node of its own, whose value means what ``tensor`` does; returns its name."""
         name = f"{inputs[0]}:{len(self._nodes)}:{operation}"
-        if self._add(operation, inputs, name, attributes):
-            self._describe(name, tensor, tensor.shape if shape is None else shape, dtype)
+        shape = tensor.shape if shape is None else shape
+        if self._add(operation, inputs, name, shape, attributes):
+            self._describe(name, tensor, shape, dtype)
         return name
 
-    def _add(self, operation: str, inputs: Sequence[str], name: str,
+    def _add(self, operation: str, inputs: Sequence[str], name: str, shape: Sequence[int],
              attributes: Mapping[str, Any], layer: Layer | None = None) -> bool:
         """Adds a node, or computes a constant; says whether there is a new value in the graph."""
-        kind = operation or type(layer).__name__
-        node = Node(name=f"{len(self._nodes)}:{kind}", inputs=tuple(inputs), outputs=(name,),
-                    operation=operation, attributes=attributes, layer=layer, source=self.where)
+        node = Node(name=name, inputs=tuple(inputs), outputs=(name,), operation=operation,
+                    attributes=attributes, layer=layer, source=self.source,
+                    reason=_REASONS.get(operation, ""))
         if all(value in self._constants for value in inputs):
+            if (elements := math.prod(shape)) > MAX_FOLDED:
+                raise ValueError(f"a value of constants alone, {name!r}, must have at most "
+                                 f"{MAX_FOLDED} elements, not {elements}")
             (self._constants[name],) = run_node(node, self._constants)
             return False
         self._nodes.append(node)

@@ -24,6 +24,7 @@ __all__ = ["MAX_ELEMENTS", "FileModel", "FileOperator", "FileTensor", "read_file
 #: Larger tensors are refused before anything is allocated for them.
 MAX_ELEMENTS = 1 << 28
 MAX_RANK = 8
+MAX_NAME = 4096
 
 _DTYPES = {"FLOAT32": "float32", "INT8": "int8", "UINT8": "uint8", "INT16": "int16",
            "INT32": "int32", "INT64": "int64", "INT4": "int4"}
@@ -87,6 +88,20 @@ class FileOperator:
     outputs: tuple[int, ...]
     options: Mapping[str, Any] | None
 
+    def option(self, name: str) -> Any:
+        """Returns a field of the options, by its name in the schema's generated reader."""
+        if self.options is None:
+            raise ValueError("options must be given")
+        return self.options[name]
+
+    @property
+    def padding(self) -> str:
+        """``SAME`` or ``VALID``."""
+        number = self.option("Padding")
+        if number not in (0, 1):
+            raise ValueError(f"padding must be 0 (SAME) or 1 (VALID), not {number}")
+        return ("SAME", "VALID")[number]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FileModel:
@@ -129,6 +144,7 @@ class _Reader:
         self._types = _names(schema.TensorType)
         self._codes = _names(schema.BuiltinOperator)
         self._unions = _names(schema.BuiltinOptions)
+        self._unpacked: dict[tuple[int, int], NDArray[np.int8]] = {}
 
     def model(self) -> FileModel:
         model = self._schema.Model.GetRootAs(self._data, 0)
@@ -156,10 +172,11 @@ class _Reader:
         return count
 
     def _tensor(self, model: Any, tensor: Any) -> FileTensor:
-        name = (tensor.Name() or b"").decode("utf-8", "replace")
-        shape = tuple(int(n) for n in _vector(tensor.ShapeAsNumpy()))
-        if len(shape) > MAX_RANK:
-            raise ModelError(f"rank of {name!r} must be at most {MAX_RANK}, not {len(shape)}")
+        name = (tensor.Name() or b"")[:MAX_NAME].decode("utf-8", "replace")
+        sizes = _vector(tensor.ShapeAsNumpy())
+        if len(sizes) > MAX_RANK:
+            raise ModelError(f"rank of {name!r} must be at most {MAX_RANK}, not {len(sizes)}")
+        shape = tuple(int(n) for n in sizes)
         if any(n < 0 for n in shape):
             raise ModelError(f"shape of {name!r} must be known, not {shape}")
         elements = 1
@@ -168,6 +185,9 @@ class _Reader:
         if elements > MAX_ELEMENTS:
             raise ModelError(f"{name!r} must have at most {MAX_ELEMENTS} elements, not {elements}")
         signature = _vector(tensor.ShapeSignatureAsNumpy())
+        if len(signature) not in (0, len(shape)):
+            raise ModelError(f"shape signature of {name!r} must have {len(shape)} axes, as its "
+                             f"shape, not {len(signature)}")
         code = tensor.Type()
         kind = self._types.get(code, f"type {code}")
         dtype = _DTYPES.get(kind, kind)
@@ -197,10 +217,13 @@ class _Reader:
         size = (elements + 1) // 2 if dtype == "int4" else elements * np.dtype(dtype).itemsize
         if len(data) != size:
             raise ModelError(f"data of {name!r} must be {size} bytes, not {len(data)}")
+        # Many tensors may share a buffer: none gets a copy of its own.
         if dtype == "int4":
-            return unpack_int4(data, elements).reshape(shape)
-        return np.frombuffer(data.tobytes(), np.dtype(dtype).newbyteorder("<")).astype(
-            dtype).reshape(shape)
+            if (index, elements) not in self._unpacked:
+                self._unpacked[index, elements] = unpack_int4(data, elements)
+            return self._unpacked[index, elements].reshape(shape)
+        plain = data.view(np.dtype(dtype).newbyteorder("<"))
+        return plain.astype(dtype, copy=False).reshape(shape)
 
     def _code(self, code: Any) -> str:
         # The byte of early schemas; larger codes put 127 there.
@@ -254,8 +277,8 @@ def _quantization(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], int, bool]:
     if found is None:
         return np.zeros(0, np.float32), np.zeros(0, np.int64), 0, False
-    scale = _vector(found.ScaleAsNumpy()).astype(np.float32)
-    zero_point = _vector(found.ZeroPointAsNumpy()).astype(np.int64)
+    scale = _vector(found.ScaleAsNumpy()).astype(np.float32, copy=False)
+    zero_point = _vector(found.ZeroPointAsNumpy()).astype(np.int64, copy=False)
     if len(zero_point) == 0:
         zero_point = np.zeros(len(scale), np.int64)
     if len(zero_point) != len(scale):

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from ._tflite_file import FileTensor
+from ._tflite_file import FileOperator, FileTensor
 
 __all__ = [
     "activation_range",
@@ -19,6 +19,7 @@ __all__ = [
     "check_same_scale",
     "check_scales",
     "fixed_point",
+    "fused_range",
     "layer_factors",
     "quantization",
     "softmax_attributes",
@@ -103,7 +104,7 @@ def check_bias_scale(bias: FileTensor, factors: NDArray[np.float64], y: FileTens
 
 
 def activation_range(kind: int, scale: float, zero_point: int) -> tuple[int, int]:
-    """Returns what a fused activation leaves of int8: CalculateActivationRangeQuantized."""
+    """Returns what an activation leaves of int8: CalculateActivationRangeQuantized."""
     name, lowest, highest = _ACTIVATIONS.get(kind, (str(kind), None, None))
     if name not in ("NONE", "RELU", "RELU_N1_TO_1", "RELU6"):
         raise ValueError(
@@ -111,6 +112,11 @@ def activation_range(kind: int, scale: float, zero_point: int) -> tuple[int, int
     low = -128 if lowest is None else max(-128, zero_point + _steps(lowest, scale))
     high = 127 if highest is None else min(127, zero_point + _steps(highest, scale))
     return low, high
+
+
+def fused_range(operator: FileOperator, out: FileTensor) -> tuple[int, int]:
+    """Returns what the activation that is fused into an operator leaves of its int8 output."""
+    return activation_range(operator.option("FusedActivationFunction"), *quantization(out))
 
 
 def _steps(real: float, scale: float) -> int:
