@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 #: Elements of the largest array that an operation may make of a smaller one.
-LARGEST = 1 << 28
+LARGEST = 1 << 26
 
 
 def check_size(what: str, shape: Sequence[int]) -> None:

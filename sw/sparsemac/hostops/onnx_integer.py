@@ -6,7 +6,7 @@ Defined by the operators of the same names in ONNX's ``Operators.md`` (opset 25)
 operands have at most 9 bits.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -17,6 +17,7 @@ from .float_ops import float_conv
 from .registry import operation
 
 __all__ = [
+    "ROUNDINGS",
     "integer_limits",
     "onnx_conv_integer",
     "onnx_dequantize_linear",
@@ -25,10 +26,22 @@ __all__ = [
     "onnx_qlinear_conv",
     "onnx_qlinear_matmul",
     "onnx_quantize_linear",
+    "onnx_requantize",
     "qonnx_dequantize",
     "qonnx_quantize",
     "scale_sums",
+    "spread",
 ]
+
+
+#: Rounding modes of QONNX's Quant.
+ROUNDINGS: dict[str, Callable[..., Any]] = {
+    "ROUND": np.rint, "HALF_EVEN": np.rint, "CEIL": np.ceil, "FLOOR": np.floor,
+    "ROUND_TO_ZERO": np.trunc, "DOWN": np.trunc,
+    "UP": lambda x: np.copysign(np.ceil(np.abs(x)), x),
+    "HALF_UP": lambda x: np.copysign(np.floor(np.abs(x) + x.dtype.type(0.5)), x),
+    "HALF_DOWN": lambda x: np.copysign(np.ceil(np.abs(x) - x.dtype.type(0.5)), x),
+}
 
 
 def integer_limits(dtype: Any) -> tuple[int, int]:
@@ -38,7 +51,7 @@ def integer_limits(dtype: Any) -> tuple[int, int]:
     return int(info.min), int(info.max)
 
 
-def _spread(
+def spread(
     parameter: NDArray[Any], x: NDArray[Any], axis: int, block_size: int
 ) -> NDArray[Any]:
     """A scale or a zero point for each tensor, slice or block, in a shape that broadcasts to x."""
@@ -74,12 +87,12 @@ def onnx_quantize_linear(
     """
     _check_scale(scale)
     kind = np.dtype(precision or scale.dtype)
-    quotient = x.astype(kind) / _spread(scale.astype(kind), x, axis, block_size)
+    quotient = x.astype(kind) / spread(scale.astype(kind), x, axis, block_size)
     if not np.isfinite(quotient).all():
         raise ValueError("values to quantize must be finite, not NaN or infinite")
     whole = np.rint(quotient).astype(np.float64)
     if zero_point is not None:
-        whole = whole + _spread(zero_point.astype(np.float64), x, axis, block_size)
+        whole = whole + spread(zero_point.astype(np.float64), x, axis, block_size)
     low, high = integer_limits(dtype)
     return np.clip(whole, low, high).astype(np.int64).astype(np.dtype(dtype))
 
@@ -92,8 +105,8 @@ def onnx_dequantize_linear(
     """Returns ``(x - zero_point) * scale``, in the type of the scale or in ``dtype``."""
     whole = x.astype(np.int64)
     if zero_point is not None:
-        whole = whole - _spread(zero_point.astype(np.int64), x, axis, block_size)
-    real = whole.astype(scale.dtype) * _spread(scale, x, axis, block_size)
+        whole = whole - spread(zero_point.astype(np.int64), x, axis, block_size)
+    real = whole.astype(scale.dtype) * spread(scale, x, axis, block_size)
     return np.asarray(real, np.dtype(dtype or scale.dtype))
 
 
@@ -144,12 +157,31 @@ def onnx_conv_integer(
 
 
 def _requantize(
-    sums: NDArray[Any], factor: NDArray[Any], y_scale: NDArray[Any], y_zero_point: NDArray[Any],
+    sums: NDArray[Any], factor: NDArray[np.float32], zero_point: NDArray[Any]
 ) -> NDArray[Any]:
-    real = sums.astype(np.float64) * factor.astype(np.float64) / y_scale.astype(np.float64)
-    low, high = integer_limits(y_zero_point.dtype)
-    whole = np.rint(real) + y_zero_point.astype(np.float64)
-    return np.clip(whole, low, high).astype(y_zero_point.dtype)
+    low, high = integer_limits(zero_point.dtype)
+    whole = np.rint(sums.astype(np.float32) * factor) + zero_point.astype(np.float32).reshape(())
+    return np.clip(whole, low, high).astype(zero_point.dtype)
+
+
+@operation
+def onnx_requantize(
+    sums: NDArray[Any], *, factor: NDArray[np.float32], zero_point: int, dtype: str, axis: int = -1
+) -> NDArray[Any]:
+    """Returns ``saturate(round(sums * factor) + zero_point)`` in float32, halves to even.
+
+    ``factor`` has one element, or one for each channel along ``axis``. The order of operations is
+    that of ONNX Runtime's ``MlasRequantizeOutput``; ONNX's text leaves it open.
+    """
+    if factor.size > 1:
+        factor = factor.reshape(-1, *[1] * (-1 - axis if axis < 0 else sums.ndim - 1 - axis))
+    return _requantize(sums, factor, np.asarray(zero_point, dtype))
+
+
+def _factor(*scales: NDArray[Any]) -> NDArray[np.float32]:
+    """``scales[0] * scales[1] / scales[2]`` in float32, step by step."""
+    first, second, out = (scale.astype(np.float32) for scale in scales)
+    return np.asarray(first * second / out.reshape(()))
 
 
 @operation
@@ -158,15 +190,13 @@ def onnx_qlinear_matmul(
     b_scale: NDArray[Any], b_zero_point: NDArray[Any], y_scale: NDArray[Any],
     y_zero_point: NDArray[Any],
 ) -> NDArray[Any]:
-    """`onnx_matmul_integer`, scaled by ``a_scale * b_scale / y_scale`` and rounded, halves to even."""
+    """`onnx_matmul_integer` times ``a_scale * b_scale / y_scale``, halves to even."""
     for scale in (a_scale, b_scale, y_scale):
         _check_scale(scale)
     sums = onnx_matmul_integer(a, b, a_zero_point, b_zero_point)
-    rows = a_scale.astype(np.float64)
-    rows = rows.reshape(-1, 1) if rows.ndim == 1 and rows.size > 1 else rows
-    factor = rows * b_scale.astype(np.float64)
-    return _requantize(sums, factor if factor.size > 1 else factor.reshape(()),
-                       y_scale.reshape(()), y_zero_point.reshape(()))
+    rows = a_scale.reshape(-1, 1) if a_scale.ndim == 1 and a_scale.size > 1 else a_scale
+    factor = _factor(rows, b_scale, y_scale)
+    return _requantize(sums, factor, y_zero_point)
 
 
 @operation
@@ -184,21 +214,23 @@ def onnx_qlinear_conv(
     channels = (-1, *[1] * (x.ndim - 2))
     if bias is not None:
         sums = sums + bias.astype(np.int64).reshape(channels)
-    factor = x_scale.astype(np.float64).reshape(()) * weight_scale.astype(np.float64)
-    factor = factor.reshape(channels) if factor.size > 1 else factor.reshape(())
-    return _requantize(sums, factor, y_scale.reshape(()), y_zero_point.reshape(()))
+    return _requantize(sums, _factor(x_scale.reshape(()), weight_scale.reshape(channels), y_scale),
+                       y_zero_point)
 
 
 @operation
 def qonnx_quantize(
     x: NDArray[Any], *, scale: NDArray[Any], zero_point: float, low: int, high: int,
-    offset: int = 0, dtype: str = "int8",
+    offset: int = 0, dtype: str = "int8", rounding: str = "ROUND",
 ) -> NDArray[Any]:
-    """Returns ``round(clip(x / scale + zero_point, low, high)) - offset``, halves to even."""
+    """Returns ``round(clip(x / scale + zero_point, low, high)) - offset``.
+
+    ``rounding`` is one of `ROUNDINGS`; ROUND takes halves to even.
+    """
     quotient = x / scale + x.dtype.type(zero_point)
     if not np.isfinite(quotient).all():
         raise ValueError("values to quantize must be finite, not NaN or infinite")
-    whole = np.rint(np.clip(quotient, x.dtype.type(low), x.dtype.type(high)))
+    whole = ROUNDINGS[rounding](np.clip(quotient, x.dtype.type(low), x.dtype.type(high)))
     return (whole.astype(np.int64) - offset).astype(dtype)
 
 
