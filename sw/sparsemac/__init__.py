@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .driver import Core, Network, open
     from .errors import DeviceError, DeviceFault, UnsupportedLayer
     from .layer import LinearLayer, load_network, save_network
+    from .offloading import offload
     from .program import Program, compile_network
     from .result import Counters, Result
 
@@ -38,6 +39,7 @@ __all__ = [
     "as_csr",
     "compile_network",
     "load_network",
+    "offload",
     "open",
     "save_network",
 ]
@@ -48,6 +50,7 @@ _MODULES = {
     "driver": ("Core", "Network", "open"),
     "errors": ("DeviceError", "DeviceFault", "UnsupportedLayer"),
     "layer": ("LinearLayer", "load_network", "save_network"),
+    "offloading": ("offload",),
     "program": ("Program", "compile_network"),
     "result": ("Counters", "Result"),
 }

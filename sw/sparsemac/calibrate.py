@@ -38,7 +38,10 @@ _NO_LIMITS = (-np.inf, np.inf)
 _LAYERS = ("float_conv", "float_linear")
 
 #: Operations that move or choose elements and so are the same for integers in order.
-_ORDER_KEEPING = ("flatten", "max_pool", "reshape", "squeeze", "transpose", "unsqueeze")
+_ORDER_KEEPING = (
+    "flatten", "onnx_identity", "onnx_max_pool", "onnx_slice", "onnx_squeeze", "onnx_unsqueeze",
+    "reshape", "transpose",
+)
 
 
 def quantize_graph(
@@ -295,7 +298,7 @@ def _activation(node: Node) -> tuple[float, float] | None:
     """Lower and upper limit of an operation that is a clamp; None of any other."""
     if len(node.inputs) != 1:
         return None
-    if node.operation == "relu":
+    if node.operation == "onnx_elementwise" and node.attributes["function"] == "relu":
         return 0.0, np.inf
     if node.operation == "clamp":
         return float(node.attributes["low"]), float(node.attributes["high"])
