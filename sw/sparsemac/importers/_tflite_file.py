@@ -49,7 +49,7 @@ _OPTIONS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 #: What the generated reader raises when an offset leads nowhere.
 _DAMAGE = (struct.error, IndexError, ValueError, TypeError, OverflowError, AttributeError,
-           MemoryError, RecursionError)
+           RecursionError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -152,6 +152,8 @@ class _Reader:
             raise ModelError(f"schema version must be 3, not {model.Version()}")
         if model.SubgraphsLength() != 1:
             raise ModelError(f"subgraphs must be 1, not {model.SubgraphsLength()}")
+        for i in range(self._count("buffers", model.BuffersLength())):
+            model.Buffers(i).DataAsNumpy()  # Finds a cut even in a buffer that nothing uses.
         graph = model.Subgraphs(0)
         tensors = [self._tensor(model, graph.Tensors(i))
                    for i in range(self._count("tensors", graph.TensorsLength()))]
@@ -226,6 +228,7 @@ class _Reader:
         return plain.astype(dtype, copy=False).reshape(shape)
 
     def _code(self, code: Any) -> str:
+        code.Version()  # Not needed, but where files often end: finds a cut.
         # The byte of early schemas; larger codes put 127 there.
         number = max(code.DeprecatedBuiltinCode(), code.BuiltinCode())
         name = self._codes.get(number, f"operator {number}")
