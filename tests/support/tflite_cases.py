@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models of one operator or few, for each operator that the TensorFlow Lite importer knows."""
+"""Small models, one for each operator that the TensorFlow Lite importer knows and its options."""
 
 from dataclasses import replace
 
