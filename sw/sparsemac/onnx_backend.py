@@ -11,7 +11,6 @@ A model that the importer refuses raises `ModelError` when it is prepared; `is_c
 before. Source: ONNX, ``docs/ImplementingAnOnnxBackend.md``.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from ._checks import need
 from .errors import DeviceError, MissingDependency, ModelError
 from .graph import Graph, run_golden
-from .importers.onnx import graph_of_model
+from .importers.onnx import check_model, graph_of_model
 
 __all__ = ["Representation", "is_compatible", "prepare", "run_model", "run_node", "supports_device"]
 
@@ -43,7 +42,11 @@ class Representation:
         self._device = device
         self._outputs = [output.name for output in model.graph.output]
         self._open = _has_open_sizes(model)
-        self._graph = None if self._open else graph_of_model(model)
+        self._graph = None
+        if self._open:
+            check_model(model)
+        else:
+            self._graph = graph_of_model(model)
         self._core: Any = None
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[NDArray[Any], ...]:
@@ -174,6 +177,6 @@ def _has_open_sizes(model: Any) -> bool:
     constants = {tensor.name for tensor in model.graph.initializer}
     return any(
         not i.type.tensor_type.HasField("shape") or any(
-            not d.HasField("dim_value") for d in i.type.tensor_type.shape.dim)
+            d.dim_value <= 0 for d in i.type.tensor_type.shape.dim)
         for i in model.graph.input
         if i.name not in constants and i.type.WhichOneof("value") == "tensor_type")

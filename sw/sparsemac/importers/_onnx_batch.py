@@ -14,14 +14,15 @@ __all__ = ["is_batchable"]
 Values = Mapping[str, Value]
 
 #: Operations of one value that work on each element, or on each sample's map.
-_FREE = {"clamp", "dequantize", "float_conv", "onnx_average_pool", "onnx_batch_normalization",
-         "onnx_cast", "onnx_conv", "onnx_conv_integer", "onnx_identity", "onnx_leaky_relu",
-         "onnx_max_pool", "onnx_qlinear_conv", "recode"}
+_FREE = {"clamp", "dequantize", "float_conv", "onnx_activation", "onnx_average_pool",
+         "onnx_batch_normalization", "onnx_cast", "onnx_conv", "onnx_conv_integer",
+         "onnx_depth_space", "onnx_identity", "onnx_leaky_relu", "onnx_max_pool",
+         "onnx_qlinear_conv", "recode"}
 
 #: Operations for which only the first input may carry samples; the others are parameters.
 _FIRST_ONLY = {"onnx_batch_normalization", "onnx_clip", "onnx_conv", "onnx_conv_integer",
-               "onnx_dequantize_linear", "onnx_gather", "onnx_gemm", "onnx_qlinear_conv",
-               "onnx_qlinear_matmul", "onnx_quantize_linear"}
+               "onnx_dequantize_linear", "onnx_gather", "onnx_gemm", "onnx_normalization",
+               "onnx_qlinear_conv", "onnx_qlinear_matmul", "onnx_quantize_linear"}
 
 
 def is_batchable(graph: Graph) -> bool:
@@ -95,8 +96,8 @@ def _elementwise(node: Node, values: Values, given: list[bool]) -> bool:
             return False
         if not carried and not (len(shape) < rank or shape[0] == 1):
             return False
-    other = node.attributes.get("b")
-    return other is None or _spreads(other, rank)
+    return all(_spreads(node.attributes[name], rank) for name in ("a", "b")
+               if name in node.attributes)
 
 
 def _matmul(node: Node, values: Values, given: list[bool]) -> bool:
@@ -132,6 +133,14 @@ def _qonnx(node: Node, values: Values, given: list[bool]) -> bool:
     return _spreads(node.attributes["scale"], len(_shape(node, values)))
 
 
+def _normalization(node: Node, values: Values, given: list[bool]) -> bool:
+    rank = len(_shape(node, values))
+    parameters = [values[name].shape for name in node.inputs[1:]] + [
+        np.shape(node.attributes[name]) for name in ("scale", "bias") if name in node.attributes]
+    return 0 not in node.attributes["axes"] and all(
+        len(shape or ()) < rank for shape in parameters)
+
+
 def _softmax(node: Node, values: Values, given: list[bool]) -> bool:
     return node.attributes["axis"] % len(_shape(node, values)) != 0
 
@@ -152,6 +161,7 @@ _RULES: dict[str, Callable[[Node, Values, list[bool]], bool]] = {
     "onnx_gemm": _gemm,
     "onnx_matmul": _matmul,
     "onnx_matmul_integer": _matmul,
+    "onnx_normalization": _normalization,
     "onnx_pad": lambda node, values, given: not any(node.attributes["pads"][0]),
     "onnx_quantize_linear": _channels,
     "onnx_reduce": _off_axis("axes"),
@@ -160,7 +170,9 @@ _RULES: dict[str, Callable[[Node, Values, list[bool]], bool]] = {
     "onnx_slice": _off_axis("axes"),
     "onnx_softmax": _softmax,
     "onnx_squeeze": _off_axis("axes"),
+    "onnx_tile": lambda node, values, given: node.attributes["repeats"][:1] == [1],
     "onnx_unsqueeze": lambda node, values, given: 0 not in node.attributes["axes"],
+    "onnx_where": _elementwise,
     "pad": lambda node, values, given: not any(node.attributes["pads"][0]),
     "qonnx_dequantize": _qonnx,
     "qonnx_quantize": _qonnx,

@@ -21,7 +21,7 @@ from ..conv import ConvLayer
 from ..errors import ModelError
 from ..graph import Layer, Node, Value
 from ..hostops import run_operation
-from ..hostops.onnx import check_size
+from ..hostops.onnx_maps import check_size
 from ._onnx_model import OnnxNode
 
 __all__ = ["Builder", "Integers", "Ref", "Twin"]
@@ -129,16 +129,15 @@ class Builder:
 
     def emit(
         self, node: OnnxNode, operation: str, inputs: Sequence[tuple[str, Ref]],
-        outputs: Sequence[str], reason: str = "",
-        result_shape: Sequence[int] | None = None,
+        outputs: Sequence[str], reason: str = "", result_shape: Sequence[int] | None = None,
         **attributes: Any,
     ) -> None:
         """Adds a host operation, or computes it at once if all that it needs is constant.
 
         ``inputs`` pairs the operation's parameters with what they get; constants become attributes
         where they stand behind the values, else values of their own. A parameter without a name
-        takes no attribute. ``result_shape`` is that of the result, of the first input's type, of what
-        would take long to try.
+        takes no attribute. ``result_shape`` is given for what would take long to try; the result
+        is then of the first input's type.
         """
         given = list(inputs)
         while given and given[-1][1] is None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ..conv import Geometry
 from ..errors import ModelError
-from ..hostops.onnx import check_size
+from ..hostops.onnx_maps import check_size
 from ._onnx_build import Builder
 from ._onnx_model import OnnxNode
 from ._onnx_ops import axes_of, choice, converts, integers_of, refuse
@@ -105,6 +105,20 @@ def _global_pool(b: Builder, n: OnnxNode) -> None:
     b.emit(n, "onnx_reduce", [("x", b.ref(n.input(0)))], n.outputs,
            function="max" if n.kind == "GlobalMaxPool" else "mean", axes=list(range(2, rank)),
            keepdims=True)
+
+
+@converts("DepthToSpace", 1, 11, 13, 28)
+@converts("SpaceToDepth", 1, 13, 28)
+def _depth_space(b: Builder, n: OnnxNode) -> None:
+    shape, block = b.shape(n.input(0)), n.get("blocksize", 0)
+    if len(shape) != 4 or not 1 <= block <= 1 << 16:
+        raise ModelError(f"{n} must have an input of 4 axes and a blocksize of 1 or more, "
+                         f"not {len(shape)} and {block}")
+    mode, back = choice(n, "mode", "DCR", ("DCR", "CRD")), n.kind == "SpaceToDepth"
+    whole = (shape[2] % block, shape[3] % block) if back else (shape[1] % (block * block), 0)
+    if any(whole):
+        raise ModelError(f"blocksize of {n} must divide {list(shape)}, not be {block}")
+    b.move(n, "onnx_depth_space", block=block, mode=mode, back=back)
 
 
 _COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners",

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 
 from ..errors import ModelError
-from ..hostops.onnx import check_size
+from ..hostops.onnx_maps import check_size
 from ._onnx_build import Builder
 from ._onnx_model import OnnxNode, element_type
 
-__all__ = ["CONVERTERS", "axes_of", "choice", "converts", "integers_of", "refuse"]
+__all__ = ["CONVERTERS", "Converter", "axes_of", "choice", "converts", "integers_of", "refuse"]
 
 Converter = Callable[[Builder, OnnxNode], None]
 
@@ -63,78 +63,14 @@ def refuse(n: OnnxNode, name: str, default: Any) -> None:
         raise ModelError(f"{name} of {n} must be {default!r}, not {n.get(name)!r}")
 
 
-_UNARY = {"Abs": (6, 13), "Ceil": (6, 13), "Exp": (6, 13), "Floor": (6, 13), "Log": (6, 13),
-          "Neg": (6, 13), "Relu": (1, 6, 13, 14), "Sigmoid": (6, 13), "Sign": (9, 13),
-          "Sqrt": (6, 13), "Tanh": (6, 13)}
-_BINARY = {"Add": (7, 13, 14), "Div": (7, 13, 14), "Mul": (7, 13, 14), "Pow": (7, 12, 13, 15),
-           "Sub": (7, 13, 14)}
-
-
-def _unary(b: Builder, n: OnnxNode) -> None:
-    if n.kind == "Relu" and b.dtype(n.input(0)).kind == "f":
-        b.emit(n, "clamp", [("x", b.ref(n.input(0)))], n.outputs, low=0.0, high=float("inf"))
-        return
-    b.emit(n, "onnx_elementwise", [("a", b.ref(n.input(0)))], n.outputs[:1],
-           function=n.kind.lower())
-
-
-def _binary(b: Builder, n: OnnxNode) -> None:
-    left, right = b.ref(n.input(0)), b.ref(n.input(1))
-    if n.kind in ("Add", "Mul") and isinstance(right, str) and not isinstance(left, str):
-        left, right = right, left  # a constant behind becomes an attribute
-    b.emit(n, "onnx_elementwise", [("a", left), ("b", right)], n.outputs[:1],
-           function=n.kind.lower())
-
-
-for _kind, _versions in _UNARY.items():
-    converts(_kind, *_versions)(_unary)
-for _kind, _versions in _BINARY.items():
-    converts(_kind, *_versions)(_binary)
-
-
-@converts("Max", 8, 12, 13)
-@converts("Min", 8, 12, 13)
-def _extremes(b: Builder, n: OnnxNode) -> None:
-    so_far = b.ref(n.input(0))
-    if len(n.inputs) == 1:
-        b.emit(n, "onnx_identity", [("x", so_far)], n.outputs)
-    for i, name in enumerate(n.inputs[1:], 1):
-        last = i == len(n.inputs) - 1
-        output = n.outputs[0] if last else b.fresh(f"{n.outputs[0]}:{i}")
-        b.emit(n, "onnx_elementwise", [("a", so_far), ("b", b.ref(name))], [output],
-               function=n.kind.lower())
-        so_far = b.ref(output)
-
-
-@converts("LeakyRelu", 6, 16)
-def _leaky_relu(b: Builder, n: OnnxNode) -> None:
-    b.emit(n, "onnx_leaky_relu", [("x", b.ref(n.input(0)))], n.outputs,
-           alpha=n.get("alpha", 0.01))
-
-
-@converts("Clip", 6)
-def _clip_6(b: Builder, n: OnnxNode) -> None:
-    dtype = b.dtype(n.input(0))
-    low, high = (np.asarray(n.attributes[k], dtype) if k in n.attributes else None
-                 for k in ("min", "max"))
-    b.emit(n, "onnx_clip", [("x", b.ref(n.input(0))), ("low", low), ("high", high)], n.outputs)
-
-
-@converts("Clip", 11, 12, 13)
-def _clip(b: Builder, n: OnnxNode) -> None:
-    low, high = b.ref(n.input(1)), b.ref(n.input(2))
-    if low is None and isinstance(high, str):
-        dtype = b.dtype(n.input(0))
-        low = np.asarray(-np.inf if dtype.kind == "f" else np.iinfo(dtype).min, dtype)
-    b.emit(n, "onnx_clip", [("x", b.ref(n.input(0))), ("low", low), ("high", high)], n.outputs)
-
-
+@converts("LogSoftmax", 1, 11, 13)
 @converts("Softmax", 1, 11, 13)
 def _softmax(b: Builder, n: OnnxNode) -> None:
     new = n.version >= 13
     rank = len(b.shape(n.input(0)))
     axis = axes_of(n, [n.get("axis", -1 if new else 1)], rank)[0]
-    b.emit(n, "onnx_softmax", [("x", b.ref(n.input(0)))], n.outputs, axis=axis, joined=not new)
+    b.emit(n, "onnx_softmax", [("x", b.ref(n.input(0)))], n.outputs, axis=axis, joined=not new,
+           log=n.kind == "LogSoftmax")
 
 
 @converts("BatchNormalization", 7, 9, 14, 15)
@@ -192,6 +128,82 @@ def _cast(b: Builder, n: OnnxNode) -> None:
     b.emit(n, "onnx_cast", [("x", b.ref(n.input(0)))], n.outputs, dtype=dtype)
 
 
+@converts("CastLike", 15, 19, 21, 23, 24, 25)
+def _cast_like(b: Builder, n: OnnxNode) -> None:
+    dtype = b.dtype(n.input(1))
+    if dtype == b.dtype(n.input(0)):
+        b.move(n, "onnx_identity")
+        return
+    b.emit(n, "onnx_cast", [("x", b.ref(n.input(0)))], n.outputs, dtype=dtype.name)
+
+
+@converts("Size", 1, 13, 19, 21, 23, 24, 25)
+def _size(b: Builder, n: OnnxNode) -> None:
+    b.set_constant(n.outputs[0], np.asarray(np.prod(b.shape(n.input(0)), dtype=np.int64)))
+
+
+@converts("Range", 11, 27)
+def _range(b: Builder, n: OnnxNode) -> None:
+    given = [b.constant(n.input(i), f"{what} of {n}") for i, what in
+             enumerate(("start", "limit", "delta"))]
+    if any(a is None or a.size != 1 for a in given):
+        raise ModelError(f"start, limit and delta of {n} must be numbers")
+    start, limit, delta = (a.reshape(()) for a in given if a is not None)
+    if not delta or not np.isfinite([float(start), float(limit), float(delta)]).all():
+        raise ModelError(f"delta of {n} must not be 0, and all must be finite")
+    count = max(int(np.ceil((float(limit) - float(start)) / float(delta))), 0)
+    check_size(f"result of {n}", [count])
+    b.set_constant(n.outputs[0], (start + np.arange(count).astype(start.dtype) * delta))
+
+
+@converts("Expand", 8, 13)
+def _expand(b: Builder, n: OnnxNode) -> None:
+    target = integers_of(b, n, 1, "shape")
+    if target is None or min(target, default=0) < 0:
+        raise ModelError(f"shape of {n} must be sizes of 0 or more, not {target}")
+    shape = np.broadcast_shapes(b.shape(n.input(0)), tuple(target))
+    check_size(f"result of {n}", shape)
+    b.emit(n, "onnx_expand", [("x", b.ref(n.input(0)))], n.outputs, shape=list(shape))
+
+
+@converts("Tile", 6, 13)
+def _tile(b: Builder, n: OnnxNode) -> None:
+    shape, repeats = b.shape(n.input(0)), integers_of(b, n, 1, "repeats")
+    if repeats is None or len(repeats) != len(shape) or min(repeats, default=0) < 0:
+        raise ModelError(f"repeats of {n} must be {len(shape)} of 0 or more, not {repeats}")
+    check_size(f"result of {n}", [s * r for s, r in zip(shape, repeats, strict=True)])
+    b.emit(n, "onnx_tile", [("x", b.ref(n.input(0)))], n.outputs, repeats=repeats)
+
+
+@converts("InstanceNormalization", 6, 22)
+def _instance_normalization(b: Builder, n: OnnxNode) -> None:
+    rank = len(b.shape(n.input(0)))
+    if rank < 3:
+        raise ModelError(f"input of {n} must have at least 3 axes, not {rank}")
+    scale, bias = (b.constant(n.input(i), f"scale and bias of {n}") for i in (1, 2))
+    shape = (-1, *[1] * (rank - 2))
+    if scale is None or bias is None:
+        raise ModelError(f"scale and bias of {n} must be given")
+    b.emit(n, "onnx_normalization",
+           [("x", b.ref(n.input(0))), ("scale", scale.reshape(shape)),
+            ("bias", bias.reshape(shape))], n.outputs,
+           axes=list(range(2, rank)), epsilon=n.get("epsilon", 1e-5))
+
+
+@converts("LayerNormalization", 17)
+@converts("RMSNormalization", 23)
+def _layer_normalization(b: Builder, n: OnnxNode) -> None:
+    rank = len(b.shape(n.input(0)))
+    refuse(n, "stash_type", 1)
+    if any(n.outputs[1:]):
+        raise ModelError(f"{n} must have one output: its mean and deviation are not computed")
+    axis = axes_of(n, [n.get("axis", -1)], rank)[0]
+    b.emit(n, "onnx_normalization",
+           [("x", b.ref(n.input(0))), ("scale", b.ref(n.input(1))), ("bias", b.ref(n.input(2)))],
+           n.outputs[:1], axes=list(range(axis, rank)), epsilon=n.get("epsilon", 1e-5),
+           centre=n.kind == "LayerNormalization")
+
+
 @converts("Reshape", 5, 13, 14, 19, 21, 23, 24, 25)
 def _reshape(b: Builder, n: OnnxNode) -> None:
     target = integers_of(b, n, 1, "shape")
@@ -208,6 +220,8 @@ def _reshape(b: Builder, n: OnnxNode) -> None:
     if sizes.count(-1) > 1 or min(sizes, default=1) < -1 or known <= 0 or total % known:
         raise ModelError(f"shape of {n} must fit {list(shape)}, not {target}")
     sizes = [total // known if size == -1 else size for size in sizes]
+    if n.input(1) in b.of_batch and sizes.count(shape[0] if shape else 0) != 1:
+        b.one_batch = True  # which of them is the batch?
     if sizes and shape and sizes[0] == shape[0]:
         sizes[0] = -1  # any batch
     b.move(n, "reshape", shape=sizes)
@@ -346,10 +360,16 @@ def _pad(b: Builder, n: OnnxNode) -> None:
         b.move(n, "onnx_pad", pads=around, mode=mode)
 
 
+@converts("ReduceL1", 1, 11, 13, 18)
+@converts("ReduceL2", 1, 11, 13, 18)
+@converts("ReduceLogSum", 1, 11, 13, 18, 28)
+@converts("ReduceLogSumExp", 1, 11, 13, 18, 28)
 @converts("ReduceMax", 1, 11, 12, 13, 18, 20)
 @converts("ReduceMean", 1, 11, 13, 18)
 @converts("ReduceMin", 1, 11, 12, 13, 18, 20)
+@converts("ReduceProd", 1, 11, 13, 18)
 @converts("ReduceSum", 1, 11, 13)
+@converts("ReduceSumSquare", 1, 11, 13, 18)
 def _reduce(b: Builder, n: OnnxNode) -> None:
     rank = len(b.shape(n.input(0)))
     as_input = n.version >= (13 if n.kind == "ReduceSum" else 18)
@@ -365,7 +385,9 @@ def _reduce(b: Builder, n: OnnxNode) -> None:
 
 
 @converts("ArgMax", 1, 11, 12, 13)
+@converts("ArgMin", 1, 11, 12, 13)
 def _argmax(b: Builder, n: OnnxNode) -> None:
     axis = axes_of(n, [n.get("axis", 0)], len(b.shape(n.input(0))))[0]
     b.emit(n, "onnx_argmax", [("x", b.ref(n.input(0)))], n.outputs, axis=axis,
-           keepdims=bool(n.get("keepdims", 1)), last=bool(n.get("select_last_index", 0)))
+           keepdims=bool(n.get("keepdims", 1)), last=bool(n.get("select_last_index", 0)),
+           least=n.kind == "ArgMin")

@@ -67,7 +67,7 @@ def weight_integers(values: NDArray[np.int64], scale: NDArray[Any]) -> Integers:
     return Integers(values=values, scale=scale, fault=fault)
 
 
-@converts("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25)
+@converts("QuantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28)
 def _quantize_linear(b: Builder, n: OnnxNode) -> None:
     x, scale, zero = (b.ref(n.input(i)) for i in range(3))
     _check_scale(n, scale)
@@ -101,7 +101,7 @@ def _quantize_linear(b: Builder, n: OnnxNode) -> None:
                _number(zero if isinstance(zero, np.ndarray) else None))
 
 
-@converts("DequantizeLinear", 10, 13, 19, 21, 23, 24, 25)
+@converts("DequantizeLinear", 10, 13, 19, 21, 23, 24, 25, 28)
 def _dequantize_linear(b: Builder, n: OnnxNode) -> None:
     x, scale, zero = (b.ref(n.input(i)) for i in range(3))
     _check_scale(n, scale)

@@ -14,15 +14,20 @@ from typing import Any
 from .._checks import need
 from ..errors import ModelError
 from ..graph import Graph, Value
-from ..hostops.onnx import check_size
-from . import _onnx_layers, _onnx_maps, _onnx_quantized  # noqa: F401  they enter converters
+from ..hostops.onnx_maps import check_size
+from . import (  # noqa: F401  they enter converters
+    _onnx_elementwise,
+    _onnx_layers,
+    _onnx_maps,
+    _onnx_quantized,
+)
 from ._onnx_batch import is_batchable
 from ._onnx_build import Builder
 from ._onnx_fuse import optimize
 from ._onnx_model import OnnxModel, OnnxNode, read_model
-from ._onnx_ops import CONVERTERS
+from ._onnx_ops import CONVERTERS, Converter
 
-__all__ = ["graph_of_model", "load_onnx"]
+__all__ = ["check_model", "graph_of_model", "load_onnx"]
 
 #: Sizes that a model leaves open, behind the batch, cannot be guessed.
 _OPEN_AXIS = "sizes of input {name!r} must be given, but for the batch, not {shape}"
@@ -102,7 +107,22 @@ def _add_inputs(b: Builder, model: OnnxModel, shapes: Sequence[Sequence[int] | N
     b.constants.update(model.constants)
 
 
-def _convert(b: Builder, n: OnnxNode) -> None:
+def check_model(proto: Any, *, name: str = "", folder: Path | None = None) -> None:
+    """Checks all of a model that does not need the sizes of its inputs.
+
+    Raises
+    ------
+    ModelError    As `load_onnx`.
+    """
+    name = name or proto.graph.name or "model"
+    try:
+        for node in read_model(proto, name, folder).nodes:
+            _converter(node)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+
+
+def _converter(n: OnnxNode) -> Converter:
     converter = CONVERTERS.get((n.kind, n.version))
     if converter is None:
         known = sorted({kind for kind, _ in CONVERTERS})
@@ -110,6 +130,11 @@ def _convert(b: Builder, n: OnnxNode) -> None:
             raise ModelError(f"operator of {n} must be one of {', '.join(known)}, not {n.kind}")
         versions = ", ".join(str(v) for k, v in sorted(CONVERTERS) if k == n.kind)
         raise ModelError(f"version of {n} must be one of {versions}, not {n.version}")
+    return converter
+
+
+def _convert(b: Builder, n: OnnxNode) -> None:
+    converter = _converter(n)
     tainted = any(name in b.of_batch for name in n.inputs)
     try:
         converter(b, n)
