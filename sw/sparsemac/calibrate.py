@@ -84,12 +84,16 @@ def quantize_graph(
 
 @dataclass(slots=True)
 class _Measured:
-    """What calibration found: ranges of values, and of layers' inputs the mean over samples."""
+    """What calibration found: ranges of values, and means of layers' inputs.
+
+    Means are kept by value and operation: for a convolution over samples, for a fully connected
+    layer over all axes but the last.
+    """
 
     low: dict[str, float] = field(default_factory=dict)
     high: dict[str, float] = field(default_factory=dict)
-    mean: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    count: dict[str, int] = field(default_factory=dict)
+    mean: dict[tuple[str, str], NDArray[np.float64]] = field(default_factory=dict)
+    count: dict[tuple[str, str], int] = field(default_factory=dict)
 
     def note(self, name: str, array: NDArray[Any]) -> None:
         """Widens the range of a value."""
@@ -110,24 +114,31 @@ class _Measured:
         wide = max(-low, high) > 255 * _LEAST_SCALE
         return range_to_scale(float(low), float(high)) if wide else (1.0, -128)
 
-    def note_mean(self, name: str, array: NDArray[Any]) -> None:
-        """Adds samples to the mean of a layer's input."""
-        count, more = self.count.get(name, 0), len(array)
+    def note_mean(self, name: str, array: NDArray[Any], operation: str) -> None:
+        """Adds samples to the mean of a layer's input; what has no real elements has none."""
+        if not array.size or not array.ndim or array.dtype.kind != "f":
+            return
+        if operation == "float_linear":
+            array = array.reshape(-1, array.shape[-1])
+        key = name, operation
+        count, more = self.count.get(key, 0), len(array)
         mean = array.mean(0, dtype=np.float64)
-        before = self.mean.get(name, np.zeros_like(mean))
-        self.mean[name] = before + (mean - before) * (more / (count + more))
-        self.count[name] = count + more
+        before = self.mean.get(key, np.zeros_like(mean))
+        self.mean[key] = before + (mean - before) * (more / (count + more))
+        self.count[key] = count + more
 
 
 def _measure(graph: Graph, arrays: dict[str, NDArray[Any]]) -> _Measured:
     measured = _Measured()
-    wanted = {node.inputs[0] for node in graph.nodes if node.operation in _LAYERS}
+    wanted = {(node.inputs[0], node.operation) for node in graph.nodes
+              if node.operation in _LAYERS}
 
     def note(names: tuple[str, ...], results: Any) -> None:
         for name, array in zip(names, results, strict=True):
             measured.note(name, array)
-            if name in wanted:
-                measured.note_mean(name, array)
+            for operation in _LAYERS:
+                if (name, operation) in wanted:
+                    measured.note_mean(name, array, operation)
 
     for part in _chunks(graph, arrays):
         note(tuple(part), part.values())
@@ -259,14 +270,14 @@ class _Rewriter:
         before, after = node.inputs[0], node.outputs[0]
         limits, activated = self._activation_behind(after)
         try:
-            if before not in self._measured.mean:
+            if (mean := self._measured.mean.get((before, node.operation))) is None:
                 raise ValueError("its input must have elements, and real ones")
             known = self._integers.get(before)
             scale, zero_point = (
                 (known.scale, known.zero_point) if known else self._measured.scale(before))
             layer = _Quantizer(
                 input_scale=scale, input_zero_point=zero_point, limits=limits,
-                output_scale=self._measured.scale(after, limits), mean=self._measured.mean[before],
+                output_scale=self._measured.scale(after, limits), mean=mean,
                 weight_bits=self._weight_bits, per_channel=self._per_channel,
             ).layer(node)
         except ValueError as error:
@@ -302,6 +313,10 @@ def _activation(node: Node) -> tuple[float, float] | None:
         return 0.0, np.inf
     if node.operation == "clamp":
         return float(node.attributes["low"]), float(node.attributes["high"])
+    if node.operation == "onnx_clip":
+        low, high = (node.attributes.get(name) for name in ("low", "high"))
+        if np.size(low) == np.size(high) == 1:
+            return (-np.inf if low is None else float(low), np.inf if high is None else float(high))
     return None
 
 
@@ -321,7 +336,7 @@ class _Quantizer:
     input_zero_point: int
     output_scale: tuple[float, int]
     limits: tuple[float, float]
-    mean: NDArray[np.float64]  # of the input over samples
+    mean: NDArray[np.float64]  # of the input
     weight_bits: int
     per_channel: bool
 

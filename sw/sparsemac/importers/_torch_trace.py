@@ -166,11 +166,17 @@ def _tracer_class() -> Any:
             if not values.symbolic:
                 return forward(*args, **kwargs)
             try:
-                if self.is_leaf_module(m, self.path_of_module(m)):
+                path = self.path_of_module(m)
+            except NameError:
+                raise ModelError(
+                    f"module {type(m).__name__} must be an attribute of the module that calls it, or in "
+                    f"a ModuleList or ModuleDict, not kept elsewhere") from None
+            try:
+                if self.is_leaf_module(m, path):
                     self._result = forward(*concrete_args, **concrete_kwargs)
                 return super().call_module(m, forward, args, kwargs)
             except Exception:
-                self.failed = self.failed or f"{self.path_of_module(m)!r} ({type(m).__name__})"
+                self.failed = self.failed or f"{path!r} ({type(m).__name__})"
                 raise
 
         def create_proxy(

@@ -87,7 +87,8 @@ def import_with_outputs(module: Any, example: tuple[Any, ...]) -> tuple[Graph, A
     with evaluating(module):
         wanted = _call(module, example)
         root = module
-        if kind_of(module, MODULES) is not None:  # a step, of which there is nothing to trace
+        if fx.Tracer().is_leaf_module(module, "") or kind_of(module, MODULES) is not None:
+            # One step, in which there is nothing to trace.
             root = need("torch.nn", "torch", PURPOSE).Sequential(module)
         traced = trace(root, _copies(example), MODULES)
         arrays = tuple(map(array_of, example))
@@ -147,7 +148,7 @@ def _batchable(
     if len(sizes) != 1 or not min(sizes):
         return None
     count = example[0].shape[0]
-    more = tuple(torch.cat([x, x.flip(0) * 0.5, x[:1] * 2]) for x in example)
+    more = tuple(torch.cat([x, x.flip(0) * 3, x[:1] * -3]) for x in example)
     try:
         one = _of_one_sample(graph, example)
         theirs = [array_of(y) for y in _tensors(module(*_copies(more)))]
