@@ -105,9 +105,9 @@ def conv_sums(
                              one_dimensional=rank == 1), x.name, output)
 
 
-def _row_scale(integers: Integers) -> NDArray[np.float32] | None:
+def _row_scale(integers: Integers) -> NDArray[np.float64] | None:
     """(outputs,) one scale for each index of the first axis; None if they differ within one."""
-    scale = integers.scale.astype(np.float32)
+    scale = integers.scale.astype(np.float64)
     rows = scale.reshape(len(scale), -1)
     if (rows != rows[:, :1]).any():
         return None
@@ -115,7 +115,7 @@ def _row_scale(integers: Integers) -> NDArray[np.float32] | None:
 
 
 def _bias(
-    b: Builder, name: str, array: NDArray[Any] | None, scale: NDArray[np.float32]
+    b: Builder, name: str, array: NDArray[Any] | None, scale: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64] | None, NDArray[np.float32] | None]:
     """A bias as integers of the sums, if that is what it is, else as reals."""
     if array is None:
@@ -159,7 +159,7 @@ def _product(
     if scale is None:
         _blocked(b, n, source, integers, sums, bias_array)
         return
-    scale = np.float32(source.scale) * scale
+    scale = np.float64(source.scale) * scale
     whole, real = _bias(b, bias, bias_array, scale)
     linear_sums(b, n, source, integers.values, sums, whole)
     b.emit(n, "scale_sums", [("sums", sums)], [output], scale=scale, bias=real)
@@ -174,7 +174,7 @@ def _blocked(
     The blocks are rows of one sparse matrix, block diagonal but for the order of its rows.
     """
     outputs, inputs = integers.values.shape
-    scale = np.broadcast_to(integers.scale, integers.values.shape).astype(np.float32)
+    scale = np.broadcast_to(integers.scale, integers.values.shape).astype(np.float64)
     starts = [0, *(np.flatnonzero((scale[:, 1:] != scale[:, :-1]).any(0)) + 1).tolist()]
     if len(starts) * outputs > _LARGEST_BLOCKED:
         raise ModelError(f"blocks of scales of {n} must make at most {_LARGEST_BLOCKED} rows, "
@@ -183,7 +183,7 @@ def _blocked(
     for i, (start, end) in enumerate(zip(starts, [*starts[1:], inputs], strict=True)):
         rows[i, :, start:end] = integers.values[:, start:end]
     linear_sums(b, n, x, rows.reshape(-1, inputs), sums)
-    factors = np.float32(x.scale) * scale[:, starts].T.reshape(-1)
+    factors = np.float64(x.scale) * scale[:, starts].T.reshape(-1)
     parts, blocks, output = b.fresh(f"{sums}:parts"), b.fresh(f"{sums}:blocks"), n.outputs[0]
     total = output if bias is None else b.fresh(f"{sums}:total")
     b.emit(n, "scale_sums", [("sums", sums)], [parts], scale=factors)
@@ -273,7 +273,7 @@ def _conv(b: Builder, n: OnnxNode) -> None:
         b.emit(n, "float_conv", [("x", x)], n.outputs, reason=reason, result_shape=result,
                weight=w, bias=bias, **window.attributes)
         return
-    scale = np.float32(source.scale) * scale
+    scale = np.float64(source.scale) * scale
     whole, real = _bias(b, n.input(2), bias, scale)
     sums = b.fresh(f"{n.outputs[0]}:sums")
     conv_sums(b, n, source, window, integers.values, sums, whole)

@@ -234,11 +234,11 @@ def _requantize(
     b: Builder, n: OnnxNode, sums: str, scales: tuple[Any, Any, Any], zero: Any, axis: int
 ) -> None:
     """Scales sums by ``x_scale * weight_scale / y_scale``, one of them or one for each channel."""
-    first, second, out = (np.asarray(s, np.float32).reshape(-1) for s in scales)
+    first, second, out = (np.asarray(s, np.float64).reshape(-1) for s in scales)
     if len(out) != 1 or zero.size != 1:
         raise ModelError(f"scale and zero point of the output of {n} must be one number")
     b.emit(n, "onnx_requantize", [("sums", sums)], n.outputs,
-           factor=np.float32(first * second) / out, zero_point=_number(zero), axis=axis,
+           factor=first * second / out, zero_point=_number(zero), axis=axis,
            dtype=zero.dtype.name)
     b.mean(n.outputs[0], float(out[0]), _number(zero))
 

@@ -10,10 +10,16 @@ sides of each step and at both ends, which is what is checked here, with the cor
 m is looked for between the bounds that the steps put on it, for a few B. If no integer B will do,
 weights that leave room in their bits are multiplied, which makes B finer. Otherwise the layer keeps
 its sums, and the host operation says why it is one.
+
+The function is that of float32, as the host would compute it, or else that of float64: ONNX does
+not say in which order or precision sums of reals are made, and float64 is nearest to what they
+mean. The two differ only where float32 rounds a product across a half. What float64 puts exactly on
+a half (scales that are powers of two) goes to even, which the core does not do.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +31,8 @@ from ..graph import Graph, Layer, Node, Value
 from ..hostops import run_operation
 from ..hostops.onnx_integer import integer_limits
 from ..layer import LinearLayer
-from ..numerics import accumulator_bounds, quantize_multiplier, requantize
+from ..numerics import accumulator_bounds
+from ._onnx_steps import Steps, fixed_point
 
 __all__ = ["round_on_device"]
 
@@ -41,9 +48,6 @@ _MONOTONE = ("add", "sub", "mul", "div", "max", "min")
 #: Operations that move int8 values, or choose among them.
 _MOVING = ("flatten", "onnx_gather", "onnx_identity", "onnx_max_pool", "onnx_resize", "onnx_slice",
            "onnx_squeeze", "onnx_unsqueeze", "reshape", "transpose")
-
-#: Offsets B that are tried around the one that fits best.
-_TRIALS = (0, 1, -1, 2, -2, 3, -3)
 
 
 def round_on_device(
@@ -146,6 +150,7 @@ class _Function:
     Attributes
     ----------
     sign : (channels,) int64    -1 where the function falls; it is then of the negative sum.
+    exact : bool                Computes in float64.
     """
 
     chain: list[Node]
@@ -153,6 +158,7 @@ class _Function:
     axis: int
     sign: NDArray[np.int64]
     unsigned: bool
+    exact: bool = False
 
     def __call__(self, sums: NDArray[np.int64]) -> NDArray[np.int64]:
         """Of (count, channels) sums."""
@@ -163,10 +169,23 @@ class _Function:
         with np.errstate(all="ignore"):
             for step in self.chain:
                 before = y.shape
-                y = run_operation(step.operation, step.attributes, [y], step.name)[0]
+                attributes = _in_float64(step) if self.exact else step.attributes
+                y = run_operation(step.operation, attributes, [y], step.name)[0]
                 if y.shape != before:
                     raise ValueError("it must treat all places of the map alike")
         return y.reshape(x.shape).astype(np.int64) - (128 if self.unsigned else 0)
+
+
+def _in_float64(step: Node) -> dict[str, Any]:
+    """Attributes of an operation that make it compute in float64."""
+    attributes = {
+        name: value.astype(np.float64)
+        if isinstance(value, np.ndarray) and value.dtype.kind == "f" else value
+        for name, value in step.attributes.items()}
+    if step.operation in ("scale_sums", "onnx_cast"):
+        attributes["dtype"] = "float64"
+    attributes.pop("precision", None)
+    return attributes
 
 
 def _rounding_layer(
@@ -201,18 +220,24 @@ def _rounding_layer(
             linear = _negated(linear, falls)
             function.sign[falls] = -1
             bottom, top = np.where(falls, -top, bottom), np.where(falls, -bottom, top)
-        steps = _Steps.of(function, bottom, top, low, high, zero_point)
+        tables: list[Steps] = []
+        wrong = 0
+        for factor in _factors(linear):
+            for exact in (False, True):
+                if len(tables) <= exact:
+                    tables.append(Steps.of(replace(function, exact=exact), bottom, top, low, high,
+                                           zero_point))
+                steps = tables[exact]
+                found, left = steps.fit(factor)
+                if found is not None and _fits(linear, factor, found[0]):
+                    linear = _with_rounding(linear, factor, found, steps, zero_point, scale)
+                    return (replace(layer, linear=linear) if isinstance(layer, ConvLayer)
+                            else linear), ""
+                wrong = wrong or left
     except ValueError as error:
         return None, f"the core cannot round for it: {error}"
-    fault = ""
-    for factor in _factors(linear):
-        found, wrong = steps.fit(factor)
-        if found is not None and _fits(linear, factor, found[0]):
-            rounded = _with_rounding(linear, factor, found, steps, zero_point, scale)
-            return (replace(layer, linear=rounded) if isinstance(layer, ConvLayer) else rounded), ""
-        fault = fault or (f"the core rounds otherwise for some sums in {wrong} of "
-                          f"{linear.outputs} channels")
-    return None, fault
+    return None, (f"the core rounds otherwise for some sums in {wrong} of {linear.outputs} "
+                  f"channels")
 
 
 def _output(last: Node) -> tuple[int, int, int, float]:
@@ -262,10 +287,10 @@ def _fits(linear: LinearLayer, factor: int, offset: NDArray[np.int64]) -> bool:
 
 def _with_rounding(
     linear: LinearLayer, factor: int, found: tuple[NDArray[np.int64], NDArray[np.float64]],
-    steps: "_Steps", zero_point: int, scale: float,
+    steps: Steps, zero_point: int, scale: float,
 ) -> LinearLayer:
     offset, real = found
-    multiplier, shift = _fixed(real)
+    multiplier, shift = fixed_point(real)
     assert linear.bias is not None
     csr = linear.weights
     data = csr.data.astype(np.int64) * factor
@@ -275,132 +300,3 @@ def _with_rounding(
         weight_bits=bits, bias=(linear.bias.astype(np.int64) * factor + offset).astype(np.int32),
         mode=OutputMode.SINGLE, multiplier=multiplier, shift=shift, zero_point=zero_point,
         low=steps.low, high=steps.high, output_scale=scale)
-
-
-def _fixed(real: NDArray[np.float64]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Multipliers and shifts; of 0 too."""
-    multiplier, shift = quantize_multiplier(np.where(real > 0, real, 1.0))
-    return np.where(real > 0, multiplier, np.uint64(0)), np.where(real > 0, shift, 0)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Steps:
-    """A rising function of integers as its steps, by channel.
-
-    Attributes
-    ----------
-    at : (steps, channels) int64     The least sum that gives ``results`` or more.
-    there : (steps, channels) bool   Whether the step is among the sums that can occur.
-    results : (steps, 1) int64
-    bottom, top : (channels,) int64  The sums that can occur.
-    first, last : (channels,) int64  Their results.
-    low, high : int                  Lowest and highest result of all channels.
-    zero_point : int
-    """
-
-    at: NDArray[np.int64]
-    there: NDArray[np.bool_]
-    results: NDArray[np.int64]
-    bottom: NDArray[np.int64]
-    top: NDArray[np.int64]
-    first: NDArray[np.int64]
-    last: NDArray[np.int64]
-    low: int
-    high: int
-    zero_point: int
-
-    @classmethod
-    def of(cls, function: _Function, bottom: NDArray[np.int64], top: NDArray[np.int64], low: int,
-           high: int, zero_point: int) -> "_Steps":
-        """Finds the steps by bisection."""
-        first, last = function(np.stack([bottom, top]))
-        results = np.arange(low + 1, high + 1, dtype=np.int64)[:, None]
-        there = (results > first) & (results <= last)
-        below = np.broadcast_to(bottom, there.shape).copy()
-        at = np.broadcast_to(top, there.shape).copy()
-        while (wide := at - below > 1).any():
-            middle = below + (at - below) // 2
-            reached = function(middle) >= results
-            at = np.where(wide & reached, middle, at)
-            below = np.where(wide & ~reached, middle, below)
-        return cls(at=at, there=there, results=results, bottom=bottom, top=top, first=first,
-                   last=last, low=int(first.min()), high=int(last.max()), zero_point=zero_point)
-
-    def fit(
-        self, factor: int
-    ) -> tuple[tuple[NDArray[np.int64], NDArray[np.float64]] | None, int]:
-        """Finds (channels,) offsets B and multipliers m for sums ``factor`` times as large.
-
-        Returns them, or None, and the number of channels without.
-        """
-        channels = len(self.bottom)
-        offsets, reals = np.zeros(channels, np.int64), np.zeros(channels)
-        left = np.ones(channels, bool)
-        guesses = self._guesses(factor)
-        for guess in guesses:
-            real = self._multiplier(guess, factor)
-            good = left & self._equal(guess, real, factor)
-            offsets[good], reals[good] = guess[good], real[good]
-            left &= ~good
-            if not left.any():
-                return (offsets, reals), 0
-        return None, int(left.sum())
-
-    def _guesses(self, factor: int) -> list[NDArray[np.int64]]:
-        count = self.there.sum(0)
-        c = self.results - self.zero_point - 0.5
-        x = self.at * float(factor) - factor / 2
-        n = np.maximum(count, 1)
-        mean_x, mean_c = (np.where(self.there, v, 0).sum(0) / n for v in (x, c))
-        spread = np.where(self.there, (x - mean_x) ** 2, 0).sum(0)
-        slope = np.where(self.there, (x - mean_x) * (c - mean_c), 0).sum(0)
-        gentle = 0.2 / (factor * (self.top - self.bottom) + 1.0)
-        flat = self.first - self.zero_point
-        with np.errstate(all="ignore"):
-            fitted = mean_c * spread / np.where(slope > 0, slope, 1) - mean_x
-            lone = np.ceil(mean_c / gentle) - factor * np.where(self.there, self.at, 0).sum(0)
-            constant = np.rint(flat / gentle) - factor * (self.top + self.bottom) // 2
-        centre = np.where(count >= 2, fitted, np.where(count == 1, lone, constant))
-        limit = (1 << 30) - 1
-        centre = np.clip(np.rint(centre), -limit, limit).astype(np.int64)
-        return [np.zeros_like(centre), *(centre + trial for trial in _TRIALS)]
-
-    def _multiplier(self, offset: NDArray[np.int64], factor: int) -> NDArray[np.float64]:
-        """The middle of what the steps allow a multiplier to be."""
-        c = self.results - self.zero_point - 0.5
-        least, most = np.zeros(len(offset)), np.full(len(offset), 15.9)
-        for sums, bound, holds, above in (
-            (self.at, c, self.there, True), (self.at - 1, c, self.there, False),
-            (self.bottom[None], (self.first - self.zero_point - 0.5)[None],
-             (self.first > self.low)[None], True),
-            (self.top[None], (self.last - self.zero_point + 0.5)[None],
-             (self.last < self.high)[None], False),
-        ):
-            x = (sums * factor + offset).astype(np.float64)
-            with np.errstate(all="ignore"):
-                ratio = bound / x
-            # m * x >= bound, or m * x < bound: a bound from below if x has that sign.
-            lower = holds & (x > 0) if above else holds & (x < 0)
-            upper = holds & (x < 0) if above else holds & (x > 0)
-            least = np.maximum(least, np.where(lower, ratio, 0).max(0))
-            most = np.minimum(most, np.where(upper, ratio, np.inf).min(0))
-        free = ~self.there.any(0) & (self.first == self.zero_point)
-        return np.where(free | (most <= 0), 0.0, (least + most) / 2)
-
-    def _equal(
-        self, offset: NDArray[np.int64], real: NDArray[np.float64], factor: int
-    ) -> NDArray[np.bool_]:
-        """Whether the core gives the same on both sides of each step and at both ends."""
-        limit = (1 << 31) - 1
-        ends = np.stack([self.bottom, self.top]) * factor + offset
-        fits = (np.abs(ends).max(0) <= limit) & (real >= 0) & (real < 15.95)
-        multiplier, shift = _fixed(np.where(fits, real, 0))
-
-        def core(sums: NDArray[np.int64]) -> NDArray[np.int64]:
-            acc = np.clip(sums * factor + offset, -limit, limit)
-            return requantize(acc, multiplier, shift, self.zero_point, self.low, self.high,
-                              OutputMode.SINGLE).astype(np.int64)
-
-        reached = (core(self.at) >= self.results) & (core(self.at - 1) < self.results)
-        return (fits & (reached | ~self.there).all(0) & (core(self.bottom) == self.first)
-                & (core(self.top) == self.last))
