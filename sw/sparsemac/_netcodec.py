@@ -388,7 +388,7 @@ def _object(raw: Any, names: tuple[str, ...], where: str) -> dict[str, Any]:
     return raw
 
 
-def _build(make: Any, where: str, *args: Any, **fields: Any) -> Any:
+def _build(make: Any, where: str, /, *args: Any, **fields: Any) -> Any:
     try:
         return make(*args, **fields)
     except (ValueError, TypeError, OverflowError) as error:

@@ -21,8 +21,9 @@ The manifest is a JSON object, all keys of which must be there, and no others:
     graph        a `sparsemac.graph.Graph`: the values, the nodes, the layers with their weights as
                  CSR and their requantization, the host operations with their parameters
     config       the `sparsemac.config.CoreConfig` that it was compiled for
-    compiled     a `Compiled`: the programs of the device's segments, that is memory images of
-                 commands and packed weights, and where inputs and outputs lie
+    compiled     a `sparsemac.precompile.Compiled`: where each node runs, and the programs of the
+                 device's segments, that is memory images of commands and packed weights, and where
+                 inputs and outputs lie: a run on that core compiles nothing
     golden       a `Golden`: SHA-256 of the golden outputs for a seeded input, or null
 
 `sparsemac._netcodec` says how objects are written; their keys are the attributes of the classes,
@@ -51,11 +52,10 @@ from .config import CoreConfig
 from .errors import ModelError
 from .graph import Graph, Node, run_golden
 from .hostops import HostOperationError
-from .program import Program
-from .registers import VERSION
+from .precompile import Compiled, samples_of
 
 __all__ = [
-    "FILE_VERSION", "Compiled", "Golden", "NetworkFile", "first_difference", "golden_of",
+    "FILE_VERSION", "Golden", "NetworkFile", "first_difference", "golden_of",
     "is_network_file", "load_network", "random_inputs", "read_network_file", "write_network_file",
     "write_whole",
 ]
@@ -70,24 +70,6 @@ MOST_BYTES = (1 << 32) - 1
 _MEMBER = b"PK\x03\x04"
 _TRAILER = re.compile(rb"sparsemac network ([0-9]{1,9}) sha256 ([0-9a-f]{64})\Z")
 _DIGEST_BYTES = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compiled:
-    """Programs of the segments that run on the device, in order.
-
-    Attributes
-    ----------
-    core_version : int    Of registers, commands and streams: the core's register VERSION.
-    memory_base : int     First byte address of the device's memory.
-    columns : int         Samples that a program takes.
-    programs : tuple of Program
-    """
-
-    core_version: int
-    memory_base: int
-    columns: int
-    programs: tuple[Program, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +101,7 @@ class NetworkFile:
 # -- the golden outputs -------------------------------------------------------------------------
 
 
-def random_inputs(graph: Graph, seed: int, batch: int = 1) -> dict[str, NDArray[Any]]:
+def random_inputs(graph: Graph, seed: int, batch: int | None = None) -> dict[str, NDArray[Any]]:
     """Makes inputs from a seed.
 
     Integers are uniform over their type, or 0 and 1 if they have more than 16 bits, as these are
@@ -130,20 +112,24 @@ def random_inputs(graph: Graph, seed: int, batch: int = 1) -> dict[str, NDArray[
     ----------
     graph : Graph
     seed : int
-    batch : int    How many times the batch that the graph was made for; 1 if it is not batchable.
+    batch : int    Samples, a multiple of those that the graph was made for. None: as many.
 
     Raises
     ------
     ModelError     If the shape of an input is not known.
     """
-    as_int_in("batch", batch, 1, 1 << 24 if graph.batchable else 1)
+    made_for = samples_of(graph)
+    batch = made_for if batch is None else as_int_in("batch", batch, 1, 1 << 24)
+    if batch % made_for or (batch != made_for and not graph.batchable):
+        what = f"a multiple of {made_for}" if graph.batchable else f"{made_for}"
+        raise ValueError(f"batch of {graph.name} must be {what}, not {batch}")
     rng = np.random.default_rng(as_int_in("seed", seed, 0, (1 << 63) - 1))
     inputs = {}
     for name in graph.inputs:
         value = graph.values[name]
         if value.shape is None:
             raise ModelError(f"input {name} of {graph.name} must have a known shape")
-        shape = (value.shape[0] * batch, *value.shape[1:]) if graph.batchable else value.shape
+        shape = (value.shape[0] * batch // made_for, *value.shape[1:]) if graph.batchable else value.shape
         inputs[name] = _random(rng, shape, DTYPES[value.dtype])
     return inputs
 
@@ -158,7 +144,7 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype[An
     return rng.standard_normal(shape).astype(dtype)
 
 
-def golden_of(graph: Graph, seed: int, batch: int = 1) -> Golden:
+def golden_of(graph: Graph, seed: int, batch: int | None = None) -> Golden:
     """Runs the golden model on a seeded input.
 
     Raises
@@ -166,6 +152,7 @@ def golden_of(graph: Graph, seed: int, batch: int = 1) -> Golden:
     ModelError            If an input has no known shape.
     HostOperationError    If the network cannot run on random inputs.
     """
+    batch = samples_of(graph) if batch is None else batch
     return Golden(seed=seed, batch=batch, nodes=tuple(_digests(graph, seed, batch)))
 
 
@@ -202,8 +189,7 @@ def _digests(graph: Graph, seed: int, batch: int) -> list[str]:
 
 
 def write_network_file(
-    path: str | Path, graph: Graph, config: CoreConfig, programs: tuple[Program, ...], *,
-    columns: int, memory_base: int = 0, seed: int = 1,
+    path: str | Path, graph: Graph, config: CoreConfig, compiled: Compiled, *, seed: int = 1
 ) -> NetworkFile:
     """Writes a network file; the same arguments make the same bytes.
 
@@ -211,11 +197,9 @@ def write_network_file(
     ----------
     path : path
     graph : Graph
-    config : CoreConfig             What the programs were compiled for.
-    programs : tuple of Program     Of the segments that run on the device.
-    columns : int                   Samples that the programs take.
-    memory_base : int               Address of the memory that the programs use.
-    seed : int                      Of the input for the golden checksums.
+    config : CoreConfig    What it was compiled for.
+    compiled : Compiled    By `sparsemac.precompile.compile_graph`.
+    seed : int             Of the input for the golden checksums.
 
     Returns
     -------
@@ -235,10 +219,8 @@ def write_network_file(
     except (ModelError, HostOperationError):
         golden = None
     file = NetworkFile(
-        graph=graph, config=config, golden=golden, generator=f"sparsemac {__version__}",
-        compiled=Compiled(core_version=VERSION, memory_base=memory_base, columns=columns,
-                          programs=programs),
-    )
+        graph=graph, config=config, compiled=compiled, golden=golden,
+        generator=f"sparsemac {__version__}")
     data = _to_bytes(file)
     if len(data) > MOST_BYTES:
         raise ModelError(f"{graph.name} must take at most {MOST_BYTES} bytes, not {len(data)}")
@@ -380,6 +362,9 @@ def _from_members(manifest: Any, arrays: bytes) -> NetworkFile:
     golden = decode(manifest["golden"], Golden | None, reader, "golden")
     if golden is not None and len(golden.nodes) != len(graph.nodes):
         raise ModelError(f"golden must have {len(graph.nodes)} nodes, not {len(golden.nodes)}")
+    if len(compiled.placed) != len(graph.nodes):
+        raise ModelError(f"compiled must place {len(graph.nodes)} nodes, not "
+                         f"{len(compiled.placed)}")
     reader.check_all_taken()
     return NetworkFile(graph=graph, config=config, compiled=compiled, golden=golden,
                        generator=decode(manifest["generator"], str, reader, "generator"))

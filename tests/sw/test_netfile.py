@@ -27,7 +27,8 @@ from sparsemac.importers import load_model
 from sparsemac.layer import LinearLayer
 from sparsemac.layout import Area, Tensor
 from sparsemac.netfile import read_network_file, write_network_file
-from sparsemac.program import Program, compile_network
+from sparsemac.precompile import Compiled, Placed, SegmentProgram, compile_graph
+from sparsemac.program import Program
 from sparsemac.tiling import RowTile, Tiling
 from support.layers import random_layer
 
@@ -43,7 +44,9 @@ KEYS = {
                      "input_scale input_zero_point output_scale name",
         ConvLayer: "linear geometry channels_last one_dimensional",
         Geometry: "channels height width kernel stride dilation padding groups",
-        netfile.Compiled: "core_version memory_base columns programs",
+        Compiled: "core_version memory_base batch programs placed",
+        SegmentProgram: "nodes columns program",
+        Placed: "where reason doorbell macs cycles utilization",
         netfile.Golden: "seed batch nodes",
         Program: "image image_address command_count inputs outputs input_padding fills areas macs "
                  "entries fillers format_bits parameter_bits estimated_cycles layers",
@@ -84,14 +87,14 @@ def graph():
 
 
 @pytest.fixture(scope="module")
-def programs(graph):
-    return tuple(compile_network([layer], 4, CONFIG) for layer in graph.layers)
+def compiled(graph):
+    return compile_graph(graph, CONFIG, 4)
 
 
 @pytest.fixture(scope="module")
-def data(graph, programs, tmp_path_factory):
+def data(graph, compiled, tmp_path_factory):
     path = tmp_path_factory.mktemp("net") / "small.smnet"
-    write_network_file(path, graph, CONFIG, programs, columns=4)
+    write_network_file(path, graph, CONFIG, compiled)
     return path.read_bytes()
 
 
@@ -157,22 +160,22 @@ def assert_same(a, b):
         assert a == b
 
 
-def test_everything_comes_back(graph, programs, data, put):
+def test_everything_comes_back(graph, compiled, data, put):
     file = read_network_file(put(data))
     assert_same(file.graph, graph)
-    assert_same(file.compiled.programs, programs)
-    assert (file.config, file.compiled.columns, file.compiled.memory_base) == (CONFIG, 4, 0)
+    assert_same(file.compiled, compiled)
+    assert file.config == CONFIG
     x = np.random.default_rng(1).integers(-128, 128, (3, 5, 4, 2)).astype(np.int8)
     assert (run_golden(file.graph, x)["y"] == run_golden(graph, x)["y"]).all()
     assert_same(load_model(put(data)), graph)
 
 
-def test_same_network_makes_the_same_bytes(graph, programs, data, put, tmp_path):
+def test_same_network_makes_the_same_bytes(graph, compiled, data, put, tmp_path):
     again = tmp_path / "again.smnet"
-    write_network_file(again, graph, CONFIG, programs, columns=4)
+    write_network_file(again, graph, CONFIG, compiled)
     assert again.read_bytes() == data
     file = read_network_file(put(data))
-    write_network_file(again, file.graph, file.config, file.compiled.programs, columns=4)
+    write_network_file(again, file.graph, file.config, file.compiled)
     assert again.read_bytes() == data
 
 
@@ -204,12 +207,12 @@ def test_parameters_of_host_operations_come_back():
 
 
 @pytest.mark.parametrize("value", [object(), {1: 2}, b"x", np.array(["a"]), {"x": {1, 2}}])
-def test_parameters_that_cannot_be_written_are_named(value, graph, tmp_path):
+def test_parameters_that_cannot_be_written_are_named(value, graph, compiled, tmp_path):
     node = dataclasses.replace(graph.nodes[1], attributes={"shape": value})
     other = graph.with_nodes([graph.nodes[0], node, *graph.nodes[2:]], graph.values)
     path = tmp_path / "x.smnet"
     with pytest.raises(ModelError, match=r"graph\.nodes\[1\]\.attributes\.shape"):
-        write_network_file(path, other, CONFIG, (), columns=4)
+        write_network_file(path, other, CONFIG, compiled)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -320,10 +323,11 @@ def test_other_members_are_refused(data, put):
     (("config", "lanes"), 3, "config: lanes must be a power of two"),
     (("config", "more"), 3, "config: parameter must be one of"),
     (("config", "schema"), 9, "config: schema must be 1, not 9"),
-    (("compiled", "programs", 0, "image"), 10_000, "must be one of"),
-    (("compiled", "programs", 0, "image"), {"byte": 0, "count": 1 << 40}, "must be at most"),
-    (("compiled", "programs", 0, "image"), {"byte": 256, "count": 1}, "must be 0 to 255"),
+    (("compiled", "programs", 0, "program", "image"), 10_000, "must be one of"),
+    (("compiled", "programs", 0, "program", "image"), {"byte": 0, "count": 1 << 40}, "must be at most"),
+    (("compiled", "programs", 0, "program", "image"), {"byte": 256, "count": 1}, "must be 0 to 255"),
     (("compiled", "programs"), [], "array .* must be used"),
+    (("compiled", "placed"), [], "compiled must place 4 nodes, not 0"),
     (("golden", "nodes"), [], "golden must have 4 nodes, not 0"),
     (("arrays", 0, "offset"), 1 << 40, "must lie in the"),
     (("arrays", 0, "shape"), [1 << 50, 1 << 50], "must lie in the"),
@@ -339,8 +343,8 @@ def test_what_is_not_as_documented_is_named(data, put, path, value, message):
 
 
 def test_an_array_is_used_once(data, put):
-    other = members(data)[0]["compiled"]["programs"][1]["image"]
-    content = changed(data, "compiled", "programs", 0, "image", value=other)
+    other = members(data)[0]["graph"]["nodes"][0]["layer"]["linear"]["weights"]["counts"]
+    content = changed(data, "compiled", "programs", 0, "program", "image", value=other)
     with pytest.raises(ModelError, match=f"{other} was used before"):
         read_network_file(put(content))
 
