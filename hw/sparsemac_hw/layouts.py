@@ -91,7 +91,7 @@ def result_layout(config: CoreConfig) -> data.StructLayout:
     """One result of one lane: ``value`` is int32, or int8 sign-extended.
 
     ``place`` is the word's place in its beat, in words of int8; ``closes`` says that the next word
-    of the engine lies in another beat, or in the same but not behind this one.
+    of the engine does not lie behind this one in the same beat.
     """
     return data.StructLayout({
         "value": signed(32),
@@ -111,8 +111,8 @@ def beat_layout(bus_width: int) -> data.StructLayout:
 def out_beat_layout(config: CoreConfig) -> data.StructLayout:
     """One beat of output words: ``out_word`` is the index of one of them from the output address.
 
-    A word of a beat or more makes beats of its own. Shorter words that follow one another share a
-    beat; each bit of ``filled`` tells of a word of int8 whether it is there.
+    A word of a beat or more makes beats of its own. Shorter words that come one behind another in
+    the same beat share it; each bit of ``filled`` tells of a word of int8 whether it is there.
     """
     return data.StructLayout({
         "data": unsigned(config.bus_width),

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -167,24 +167,33 @@ class ResultPath(wiring.Component):
             return
         bits = (count - 1).bit_length()
         word_bits = self._config.lanes.bit_length() - 1
-        follows, follows_wrap = Signal(), Signal()  # the next word is the one behind this
-        m.d.sync += [follows.eq(command.out_step == 1), follows_wrap.eq(command.out_wrap_step == 1)]
-        place = Signal(bits)
-        narrow = Signal(bits)
-        m.d.comb += narrow.eq(tag.out_word[:bits] + command.output[word_bits:][:bits])
-        full = [narrow.all(), Const(1)]
-        places = [narrow, Const(0)]
+        place, closes = self._next_of(m, "", bits, tag, wraps, command.output[word_bits:])
         if count > 4:  # words of int32 share beats, too
-            wide = Signal(bits - 2)
-            first = command.output[word_bits + 2 :][: bits - 2]
-            m.d.comb += wide.eq(tag.out_word[: bits - 2] + first)
-            full[1], places[1] = wide.all(), wide << 2
+            wide, wide_closes = self._next_of(
+                m, "wide_", bits - 2, tag, wraps, command.output[word_bits + 2 :])
+            place = Mux(tag.raw, wide << 2, place)
+            closes = Mux(tag.raw, wide_closes, closes)
+        else:
+            place = Mux(tag.raw, 0, place)
+            closes = closes | tag.raw
+        m.d.comb += [tag.place.eq(place), tag.closes.eq(last_position | closes)]
+
+    def _next_of(self, m: Module, prefix: str, bits: int, tag: data.View, wraps: Signal,
+                 first: Value) -> tuple[Value, Value]:
+        """Place of a word in its beat of ``2**bits``, and whether the next one is not behind it."""
+        place = Signal(bits, name=f"{prefix}place")
+        following = Signal(bits + 1, name=f"{prefix}following")
+        steps = []
+        for name in ("out_step", "out_wrap_step"):
+            step = self.command[name]
+            near = Signal(name=f"{prefix}{name}_near")  # forward, and by less than a beat
+            m.d.sync += near.eq((step[bits:] == 0) & step[:bits].any())
+            steps.append((near, step[:bits]))
         m.d.comb += [
-            place.eq(Mux(tag.raw, places[1], places[0])),
-            tag.place.eq(place),
-            tag.closes.eq(last_position | ~Mux(wraps, follows_wrap, follows)
-                          | Mux(tag.raw, full[1], full[0])),
+            place.eq(tag.out_word[:bits] + first[:bits]),
+            following.eq(place + Mux(wraps, steps[1][1], steps[0][1])),
         ]
+        return place, ~Mux(wraps, steps[1][0], steps[0][0]) | following[bits]
 
     def _partial_sums(self, m: Module, requantizer: Requantizer) -> Value:
         """Keeps one sum per result between EXECs, read and written in the order of results."""

@@ -133,10 +133,7 @@ class Network:
     def compile(self, columns: int) -> Program:
         """Returns the program for a number of columns; compiles it the first time."""
         if columns not in self._programs:
-            device = self._core.device
-            program = compile_segment(
-                self.segment, columns, device.config, memory_base=device.memory_base,
-                memory_bytes=device.memory_bytes, packed=self._packed)
+            program = self._core._place(self.segment, columns, self._packed)
             while len(self._programs) >= PROGRAMS_KEPT:
                 del self._programs[next(iter(self._programs))]
             self._programs[columns] = program
@@ -178,7 +175,8 @@ class Core:
         self._lock = threading.Lock()
         self._process = os.getpid()
         self._closed = False
-        self._resident: Program | None = None  # whose image is in memory
+        self._resident: list[Program] = []  # whose images are in memory
+        self._free = device.memory_base  # where the next program goes
         try:
             check_identity(device)
             self._session.recover()
@@ -255,10 +253,11 @@ class Core:
         with self._in_use():
             self._session.check_unchanged()
             parts, counters, first, jobs = [], None, 0, network.split(total)
+            moved = [0, 0]
             for columns in jobs:
                 program = network.compile(columns)
                 out, counted = self._run_job(
-                    network, program, [a[..., first : first + columns] for a in arrays])
+                    network, program, [a[..., first : first + columns] for a in arrays], moved)
                 parts.append(out)
                 if counted is not None:
                     counters = counted if counters is None else counters + counted
@@ -269,7 +268,7 @@ class Core:
             counters=counters, jobs=len(jobs),
             macs=sum(program.macs for program in programs), program=programs[0],
             estimated_cycles=sum(program.estimated_cycles for program in programs),
-            config=self.config,
+            bytes_to_device=moved[0], bytes_from_device=moved[1], config=self.config,
         )
 
     def matmul(self, matrix: Any, x: NDArray[Any], *, weight_bits: int = 8) -> NDArray[np.int32]:
@@ -277,36 +276,64 @@ class Core:
         network = self.load(matrix, weight_bits=weight_bits)
         return self.run(network, x).outputs.astype(np.int32, copy=False)
 
-    def _run_job(self, network: Network, program: Program, arrays: Sequence[NDArray[np.int8]]
-                 ) -> tuple[list[NDArray[np.generic]], Counters | None]:
-        """One doorbell."""
+    def _place(self, segment: Segment, columns: int, packed: PackedCache) -> Program:
+        """Compiles a program for memory that no other one has, as long as there is such memory."""
+        device = self.device
+        end = device.memory_base + device.memory_bytes
+
+        def compiled(base: int) -> Program:
+            return compile_segment(segment, columns, device.config, memory_base=base,
+                                   memory_bytes=end - base, packed=packed)
+
+        try:
+            program = compiled(self._free)
+        except TooManyColumns:
+            if self._free == device.memory_base:
+                raise
+            program = compiled(device.memory_base)
+        self._free = program.end
+        return program
+
+    def _write_image(self, program: Program) -> int:
+        """Writes what stays in memory between jobs; returns its bytes."""
+        self._resident = [other for other in self._resident
+                          if not (other.image_address < program.end
+                                  and program.image_address < other.end)]
+        parts = ((program.image_address, program.image), *program.fills)
+        for address, data in parts:
+            self.device.write_memory(address, data)
+        return sum(len(data) for _, data in parts)
+
+    def _run_job(self, network: Network, program: Program, arrays: Sequence[NDArray[np.int8]],
+                 moved: list[int]) -> tuple[list[NDArray[np.generic]], Counters | None]:
+        """One doorbell; adds the bytes written and read to ``moved``."""
         device = self.device
         where = f"{network.segment.name}, {arrays[0].shape[-1]} columns"
         timeout = self.timeout
         if timeout is None:
             timeout = LEAST_SECONDS + PATIENCE * program.estimated_cycles / SLOWEST_HERTZ
         try:
-            if self._resident is not program:
-                self._resident = None
-                device.write_memory(program.image_address, program.image)
-                for address, data in program.fills:
-                    device.write_memory(address, data)
+            if program not in self._resident:
+                moved[0] += self._write_image(program)
             for tensor, padding, x in zip(program.inputs, program.input_padding, arrays,
                                           strict=True):
                 device.write_memory(tensor.address, tensor.to_memory(x, padding).tobytes())
-            self._resident = program
+                moved[0] += tensor.length
+            if program not in self._resident:
+                self._resident.append(program)
             counters = self._session.run(
                 program.image_address, program.command_count, program.areas, timeout, where)
             outputs = [tensor.from_memory(device.read_memory(tensor.address, tensor.length))
                        for tensor in program.outputs]
+            moved[1] += sum(tensor.length for tensor in program.outputs)
         except DeviceFault as fault:
             if fault.code not in MEMORY_FAULTS:
-                self._resident = None  # the image may be damaged: it is written again next time
+                self._resident.clear()  # images may be damaged: they are written again next time
             raise
         except DeviceTimeout:
             raise  # the core was stopped; nothing wrote where the image is
         except DeviceError:
-            self._resident = None  # a device that restarted or went away has lost its memory
+            self._resident.clear()  # a device that restarted or went away has lost its memory
             raise
         _log.debug("%s: %s", where, counters)
         return outputs, counters
@@ -316,7 +343,7 @@ class Core:
     def reset(self) -> None:
         """Brings the core to rest and forgets what is in its memory."""
         with self._in_use():
-            self._resident = None
+            self._resident.clear()
             self._session.quiesce()
 
     def close(self) -> None:

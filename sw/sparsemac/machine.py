@@ -301,15 +301,17 @@ class Machine:
         local = (addresses - self.memory_base)[:, None] + np.arange(word_bytes)
         self.memory[local] = np.ascontiguousarray(values).view(np.uint8).reshape(-1, word_bytes)
 
-
     def _bursts(self, command: Exec, words: NDArray[np.int64], word_bytes: int) -> int:
-        """Bursts that output words (rows, positions) take: neighbours in a beat share one."""
+        """Bursts that output words (rows, positions) take.
+
+        Words that come one behind another in the same beat share it.
+        """
         each = max(1, self.config.bus_bytes // word_bytes)
-        ends = (words + command.output // word_bytes) % each == each - 1
+        places = (words + command.output // word_bytes) % each
         p = np.arange(1, words.shape[1] + 1)
         steps = np.where(p % command.width == 0, command.out_wrap_step, command.out_step)
-        ends |= (steps != 1) | (p == words.shape[1])
-        return int(np.count_nonzero(ends))
+        shares = (0 < steps) & (places + steps < each) & (p < words.shape[1])
+        return int(np.count_nonzero(~shares))
 
 
 def _wrap(values: NDArray[np.int64], width: int) -> NDArray[np.int64]:

@@ -36,7 +36,7 @@ class TooManyColumns(UnsupportedLayer):
         super().__init__(text)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Program:
     """A segment for a number of columns, ready to be written to memory.
 
@@ -73,6 +73,12 @@ class Program:
     parameter_bits: int
     estimated_cycles: int
     layers: tuple[LayerPlan, ...]
+
+    @property
+    def end(self) -> int:
+        """Byte address behind all that the program needs."""
+        last = self.areas[-1]
+        return last.address + last.length
 
     @property
     def input(self) -> Tensor:

@@ -65,6 +65,8 @@ class Result:
     macs : int                       Useful multiply-accumulates: nonzeros times samples.
     jobs : int                       Doorbells that it took; more than 1 if the samples were split.
     estimated_cycles : int           What the compiler expected.
+    bytes_to_device : int            Commands, weights and inputs that the host wrote.
+    bytes_from_device : int          Outputs that it read.
     program : Program                What ran, for a job of as many samples as one job took.
     config : CoreConfig              The core.
     """
@@ -74,6 +76,8 @@ class Result:
     macs: int
     jobs: int
     estimated_cycles: int
+    bytes_to_device: int
+    bytes_from_device: int
     program: "Program"
     config: CoreConfig
 

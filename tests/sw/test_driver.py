@@ -281,13 +281,14 @@ def job(core, rng):
     return network, x, works
 
 
-def damage(core, address, data):
-    core.device.write_memory(core.device.memory_base + address, data)
+def damage(core, network, offset, data):
+    """Overwrites a part of the image that is in memory."""
+    core.device.write_memory(network.compile(20).image_address + offset, data)
 
 
 def test_b8_damaged_command_is_a_fault_and_the_job_runs_again(core, job):
     network, x, works = job
-    damage(core, COMMAND_BYTES + 8, b"\xff")
+    damage(core, network, COMMAND_BYTES + 8, b"\xff")
     with pytest.raises(CommandFault, match=r"fault DESC at command 1.*layer, 20 columns") as caught:
         core.run(network, x)
     assert (caught.value.code, caught.value.command) == (FaultCode.DESC, 1)
@@ -296,7 +297,7 @@ def test_b8_damaged_command_is_a_fault_and_the_job_runs_again(core, job):
 
 def test_a2_damaged_weights_are_a_fault_and_the_job_runs_again(core, job):
     network, x, works = job
-    damage(core, 4096, bytes(2048))
+    damage(core, network, 4096, bytes(2048))
     with pytest.raises(StreamFault, match="Remedy: "):
         core.run(network, x)
     works()
@@ -331,7 +332,7 @@ def test_e5_restarted_device_gets_its_image_again(core, job, monkeypatch):
     with monkeypatch.context() as patch:
         def restart(timeout):
             wait(timeout)
-            core.device.write_memory(core.device.memory_base, bytes(64 << 10))
+            core.device.write_memory(core.device.memory_base, bytes(core.device.memory_bytes))
             raise DeviceRestarted("the device restarted, and has lost its memory")
 
         patch.setattr(core.device, "wait_interrupt", restart)
@@ -376,6 +377,33 @@ def test_e4_memory_is_written_again_when_a_write_may_be_lost(core, job, monkeypa
             with pytest.raises(OutcomeUnknown):
                 core.run(lost, x)
     works()
+
+
+def test_images_of_several_networks_stay_in_memory(core, rng):
+    layers = [random_layer(rng, 30, 40), random_layer(rng, 20, 50)]
+    networks = [core.load(layer) for layer in layers]
+    inputs = [random_activations(rng, 40, 6), random_activations(rng, 50, 6)]
+    sent = []
+    for _ in range(2):
+        for network, layer, x in zip(networks, layers, inputs, strict=True):
+            result = core.run(network, x)
+            np.testing.assert_array_equal(result.outputs, run_layer(layer, x))
+            sent.append(result.bytes_to_device)
+    for first, again, network in zip(sent[:2], sent[2:], networks, strict=True):
+        program = network.compile(6)
+        assert again == program.input.length
+        assert first == again + len(program.image)
+    assert result.bytes_from_device == networks[1].compile(6).output.length
+
+
+def test_image_is_written_again_when_another_took_its_place(device_uri, rng, small_config):
+    layers = [random_layer(rng, 60, 70, 0.5), random_layer(rng, 60, 80, 0.5)]
+    with sparsemac.open(device_uri, small_config, memory_bytes=24 << 10) as core:
+        networks = [core.load(layer) for layer in layers]
+        for _ in range(2):
+            for network, layer in zip(networks, layers, strict=True):
+                x = random_activations(rng, layer.inputs, 6)
+                np.testing.assert_array_equal(core.run(network, x).outputs, run_layer(layer, x))
 
 
 def test_b1_empty_list_is_a_fault(core, job):
@@ -533,7 +561,7 @@ def test_f4_closed_device_says_so_and_closes_twice(small_config, rng):
 
 def test_outputs_exist_only_after_success(core, job):
     network, x, _ = job
-    damage(core, 0, bytes(COMMAND_BYTES))
+    damage(core, network, 0, bytes(COMMAND_BYTES))
     outputs = None
     with pytest.raises(DeviceFault):
         outputs = core.run(network, x).outputs

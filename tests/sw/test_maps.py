@@ -78,16 +78,21 @@ def test_kinds_of_convolution(core, rng, name, geometry, outputs):
     check(core, [layer], random_maps(rng, layer, 5))
 
 
-def test_cycle_counters_of_both_devices_agree(device_uri, rng, small_config):
+@pytest.mark.parametrize("raw", [False, True])
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_counters_of_both_devices_agree(device_uri, rng, small_config, lanes, raw):
     if device_uri == "reference:":
         pytest.skip("compares sim: with reference:")
-    layer = random_conv(rng, Geometry(channels=6, height=9, width=9, kernel=(3, 3),
-                                      padding=(1, 1, 1, 1)), 7, 0.5)
-    x = random_maps(rng, layer, 2)
+    # The first layer writes rows with padding between them, the second one after another.
+    shape = {"height": 9, "width": 9, "kernel": (3, 3), "padding": (1, 1, 1, 1)}
+    layers = [random_conv(rng, Geometry(channels=6, **shape), 7, 0.5),
+              random_conv(rng, Geometry(channels=7, **shape), 5, 0.5, raw=raw)]
+    x = random_maps(rng, layers[0], lanes + 1)
+    config = replace(small_config, lanes=lanes, bus_width=128)
     counted = []
     for uri in ("reference:", device_uri):
-        with sparsemac.open(uri, small_config, memory_bytes=MEMORY_BYTES) as core:
-            counted.append(check(core, [layer], x).counters)
+        with sparsemac.open(uri, config, memory_bytes=MEMORY_BYTES) as core:
+            counted.append(check(core, layers, x).counters)
     for name in ("issued", "fillers", "read_beats", "write_beats", "write_bytes"):
         assert getattr(counted[0], name) == getattr(counted[1], name), name
 
