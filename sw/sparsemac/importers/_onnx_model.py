@@ -5,6 +5,7 @@ Each node carries the version of its operator that the model's opset means, as O
 operators has it: what an operator does is decided by that version, not by the opset.
 """
 
+import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,8 +123,37 @@ def read_model(proto: Any, name: str, folder: Path | None) -> OnnxModel:
     outputs = tuple(_value(v, "output") for v in graph.output)
     if not outputs:
         raise ModelError(f"{name} must have outputs")
-    nodes = tuple(_node(node, i, opset, folder) for i, node in enumerate(graph.node))
-    return OnnxModel(name=name, inputs=inputs, outputs=outputs, constants=constants, nodes=nodes)
+    nodes = [_node(node, i, opset, folder) for i, node in enumerate(graph.node)]
+    return OnnxModel(name=name, inputs=inputs, outputs=outputs, constants=constants,
+                     nodes=tuple(_in_order(nodes)))
+
+
+def _in_order(nodes: list[OnnxNode]) -> list[OnnxNode]:
+    """Nodes so that each stands behind those that make its inputs, else as they are.
+
+    ONNX asks for this order, some writers do not keep it. (Kahn, "Topological sorting of large
+    networks", CACM 5, 1962.)
+    """
+    makers = {name: i for i, node in enumerate(nodes) for name in node.outputs if name}
+    needs = [{makers[name] for name in node.inputs if name in makers} for node in nodes]
+    users: list[list[int]] = [[] for _ in nodes]
+    for i, before in enumerate(needs):
+        for j in before:
+            users[j].append(i)
+    ready = [i for i, before in enumerate(needs) if not before]
+    heapq.heapify(ready)
+    ordered = []
+    while ready:
+        i = heapq.heappop(ready)
+        ordered.append(nodes[i])
+        for j in users[i]:
+            needs[j].discard(i)
+            if not needs[j]:
+                heapq.heappush(ready, j)
+    if len(ordered) < len(nodes):
+        left = next(nodes[i] for i, before in enumerate(needs) if before)
+        raise ModelError(f"nodes must have no cycle, but {left} is in or behind one")
+    return ordered
 
 
 def _check_opset(opset: int) -> None:

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX's own backend tests on the golden model; which of them run, the importer says.
+
+In the fast run there are the tests of operators that become layers or integers; all that ONNX has
+are marked slow.
+"""
+
+import os
+import unittest
+import warnings
+
+import numpy as np
+import pytest
+
+onnx = pytest.importorskip("onnx", reason="needs the package onnx: pip install 'sparsemac[onnx]'")
+
+import sparsemac.onnx_backend as backend  # noqa: E402
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx.backend.test import BackendTest  # noqa: E402
+from onnx.backend.test.loader import load_model_tests  # noqa: E402
+from onnx.backend.test.runner import Runner  # noqa: E402
+from sparsemac.errors import ModelError  # noqa: E402
+
+#: Tests of operators in the fast run.
+LAYERS = ("basic_conv", "conv_with", "convinteger", "dequantizelinear", "dynamicquantizelinear",
+          "gemm", "matmul", "qlinear", "quantizelinear", "relu", "maxpool_2d", "averagepool_2d")
+
+#: Least number of ONNX's node tests that pass; ONNX 1.23 has them all.
+LEAST_PASSING = 800
+
+
+def arrays(tensors):
+    return [numpy_helper.to_array(t) if isinstance(t, onnx.TensorProto) else t for t in tensors]
+
+
+def node_tests():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ONNX's own, of the numbers that it makes
+        return [case for case in load_model_tests(kind="node") if case.data_sets]
+
+
+def run_all(cases):
+    """Runs cases, as ONNX's runner does; returns the names that passed, and refused with why."""
+    passed, refused = [], {}
+    for case in cases:
+        try:
+            prepared = backend.prepare(case.model)
+        except ModelError as error:
+            refused[case.name] = str(error)
+            continue
+        for inputs, outputs in case.data_sets:
+            got = prepared.run(arrays(inputs))
+            Runner.assert_similar_outputs(arrays(outputs), got, case.rtol, case.atol)
+        passed.append(case.name)
+    return passed, refused
+
+
+def test_layers_and_integers():
+    cases = [case for case in node_tests()
+             if case.name.removeprefix("test_").startswith(LAYERS)]
+    passed, refused = run_all(cases)
+    assert len(passed) >= 60
+    # What is refused has a type of real that the importer does not read, or inputs as weights.
+    assert all("must be" in text or "must have" in text for text in refused.values()), refused
+    assert not [name for name in refused if "float8" not in name and name.startswith(
+        ("test_qlinear", "test_matmulinteger", "test_convinteger", "test_gemm"))]
+
+
+@pytest.mark.slow
+def test_all_node_tests():
+    passed, refused = run_all(node_tests())
+    print(f"passed {len(passed)}, refused {len(refused)}")
+    assert len(passed) >= LEAST_PASSING
+
+
+@pytest.mark.slow
+def test_the_runner_of_onnx():
+    """ONNX's runner itself: it skips what `is_compatible` says that is not."""
+    assert not os.environ.get("ONNX_MODELS")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ONNX's own, of the numbers that it makes
+        runner = BackendTest(backend, __name__)
+    runner.exclude("test_(bvlc|densenet|inception|resnet50|shufflenet|squeezenet|vgg|zfnet)")
+    result = unittest.TestResult()
+    runner.test_suite.run(result)
+    assert result.testsRun > 1000
+    assert not result.failures and not result.errors, [
+        str(case) for case, _ in (*result.failures, *result.errors)]
+
+
+def simple_model():
+    return helper.make_model(helper.make_graph(
+        [helper.make_node("Mul", ["a", "b"], ["c"]), helper.make_node("Relu", ["c"], ["d"])], "two",
+        [helper.make_tensor_value_info("a", TensorProto.FLOAT, ["n", "m"]),
+         helper.make_tensor_value_info("b", TensorProto.FLOAT, ["n", "m"])],
+        [helper.make_tensor_value_info("d", TensorProto.FLOAT, None),
+         helper.make_tensor_value_info("c", TensorProto.FLOAT, None)]),
+        opset_imports=[helper.make_opsetid("", 17)])
+
+
+def test_outputs_in_order_and_open_sizes():
+    a, b = np.array([[1, -2]], np.float32), np.array([[3, 4]], np.float32)
+    with backend.prepare(simple_model()) as prepared:
+        for x, y in (({"a": a, "b": b}, (a, b)), ([a.T, b.T], (a.T, b.T))):
+            relu, product = prepared.run(x)
+            np.testing.assert_array_equal(product, y[0] * y[1])
+            np.testing.assert_array_equal(relu, np.maximum(product, 0))
+    with pytest.raises(ValueError, match="inputs must be 2, not 1"):
+        prepared.run([a])
+
+
+def test_run_node():
+    x = np.array([[-1, 2]], np.float32)
+    node = helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.5)
+    (y,) = backend.run_node(node, [x])
+    np.testing.assert_array_equal(y, [[-0.5, 2]])
+    (y,) = backend.run_node(node, [x], outputs_info=[(np.float32, (1, 2))], opset_version=13)
+    np.testing.assert_array_equal(y, [[-0.5, 2]])
+
+
+def test_devices():
+    assert backend.supports_device("CPU")
+    assert not backend.supports_device("CUDA")
+    assert backend.is_compatible(simple_model())
+    with pytest.raises(TypeError, match="options of prepare must be none, not fast"):
+        backend.prepare(simple_model(), fast=True)
