@@ -259,7 +259,8 @@ def decode(raw: Any, hint: Any, arrays: ArrayReader, where: str) -> Any:
     if hint is slice:
         return slice(*decode(raw, tuple[int, int], arrays, where))
     if hint is float and isinstance(raw, dict):
-        return float(_object(raw, ("float",), where) and _decode_any(raw, arrays, where))
+        _object(raw, ("float",), where)
+        return _decode_any(raw, arrays, where)
     if hint is float and isinstance(raw, int) and not isinstance(raw, bool):
         return _build(float, where, raw)
     if issubclass(hint, enum.Enum):

@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparsemac._checks import as_int_in
+from sparsemac.config import CoreConfig
 from sparsemac.conv import ConvLayer
 from sparsemac.csr import Csr
 from sparsemac.graph import Graph, Layer, Node, Value
 from sparsemac.importers import load_model
+from sparsemac.layout import round_up
 from sparsemac.netfile import NetworkFile, is_network_file, read_network_file
+from sparsemac.precompile import samples_of
 
 __all__ = [
-    "add_batch_argument", "add_model_arguments", "batch_of", "csr_of", "density", "load_network",
+    "add_model_arguments", "batch_of", "csr_of", "density", "load_network",
     "operation_text", "print_table", "shape_text", "shortened",
 ]
 
@@ -21,25 +24,32 @@ __all__ = [
 WIDEST = 40
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the model, and what its file may leave open."""
+def add_model_arguments(parser: argparse.ArgumentParser, batch: str) -> None:
+    """Adds the model, what its file may leave open, and the batch, which ``batch`` explains."""
     parser.add_argument(
         "model", metavar="MODEL", type=Path,
         help=".tflite, .onnx, a matrix (.mtx, .smtx, .npz, .npy), or a network file (.smnet)")
     parser.add_argument(
         "--weight-bits", type=int, choices=(4, 8), help="of a matrix (default: 8)")
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help=f"{batch} (default: one for each lane)")
 
 
-def add_batch_argument(parser: argparse.ArgumentParser, default: int | None, text: str) -> None:
-    """Adds ``--batch N``."""
-    parser.add_argument("--batch", type=int, metavar="N", default=default, help=text)
+def batch_of(batch: int | None, graph: Graph, config: CoreConfig) -> int:
+    """Samples that run at a time: those asked for, or else one for each lane.
 
-
-def batch_of(batch: int, graph: Graph) -> int:
-    """Checks a batch: samples that run at a time."""
-    if batch != 1 and not graph.batchable:
-        raise ValueError(f"batch must be 1, not {batch}: samples of {graph.name} see one another")
-    return as_int_in("batch", batch, 1, 1 << 20)
+    A graph whose samples see one another, or that was made for more, has its own number.
+    """
+    made_for = samples_of(graph)
+    if batch is None:
+        return round_up(config.lanes, made_for) if graph.batchable else made_for
+    if not graph.batchable and batch != made_for:
+        raise ValueError(f"batch must be {made_for}, not {batch}: samples of {graph.name} see one "
+                         f"another")
+    if as_int_in("batch", batch, 1, 1 << 20) % made_for:
+        raise ValueError(f"batch must be a multiple of {made_for}, not {batch} (nearest legal "
+                         f"value: {round_up(batch, made_for)})")
+    return batch
 
 
 def load_network(args: argparse.Namespace) -> tuple[Graph, NetworkFile | None]:
