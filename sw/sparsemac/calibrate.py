@@ -13,22 +13,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .commands import OutputMode
-from .conv import ConvLayer, Geometry
-from .csr import as_csr, weight_range
-from .graph import Graph, Layer, Node, Value, run_golden
-from .hostops import run_operation
-from .layer import LinearLayer
-from .numerics import quantize_multiplier
-from .quantize import quantize_rows, range_to_scale
+from ._layer_quantizer import LayerQuantizer, integer_limits
+from .csr import weight_range
+from .graph import Graph, Node, Value, run_golden
+from .quantize import range_to_scale
 
 __all__ = ["quantize_graph"]
 
 #: Samples that are calibrated at a time, where the model lets one choose [count].
 _CHUNK = 32
-
-#: Biases stay below this, which leaves as much of 32 bits to the sums.
-_LARGEST_BIAS = 1 << 30
 
 #: Below it float32 loses precision; what has such a range is zero.
 _LEAST_SCALE = 1e-30
@@ -259,7 +252,7 @@ class _Rewriter:
     def _add_clamp(self, node: Node, source: _Integers) -> None:
         limits = _activation(node)
         assert limits is not None
-        low, high = _integer_limits(limits, source.scale, source.zero_point)
+        low, high = integer_limits(limits, source.scale, source.zero_point)
         name = self._new_integers(node.outputs[0], source.scale, source.zero_point)
         self._emit(Node(
             name=node.name, inputs=(source.name,), outputs=(name,), operation="clamp",
@@ -275,7 +268,7 @@ class _Rewriter:
             known = self._integers.get(before)
             scale, zero_point = (
                 (known.scale, known.zero_point) if known else self._measured.scale(before))
-            layer = _Quantizer(
+            layer = LayerQuantizer(
                 input_scale=scale, input_zero_point=zero_point, limits=limits,
                 output_scale=self._measured.scale(after, limits), mean=mean,
                 weight_bits=self._weight_bits, per_channel=self._per_channel,
@@ -314,105 +307,13 @@ def _activation(node: Node) -> tuple[float, float] | None:
     if node.operation == "clamp":
         return float(node.attributes["low"]), float(node.attributes["high"])
     if node.operation == "onnx_clip":
-        low, high = (node.attributes.get(name) for name in ("low", "high"))
-        if np.size(low) == np.size(high) == 1:
-            return (-np.inf if low is None else float(low), np.inf if high is None else float(high))
+        given = (node.attributes.get(name) for name in ("low", "high"))
+        low, high = (
+            none if bound is None else np.asarray(bound, np.float64)
+            for bound, none in zip(given, map(np.float64, _NO_LIMITS), strict=True))
+        if low.size == high.size == 1:
+            return low.item(), high.item()
     return None
-
-
-def _integer_limits(
-    limits: tuple[float, float], scale: float, zero_point: int
-) -> tuple[int, int]:
-    """The clamp that ``limits`` are for integers of a scale and a zero point."""
-    low, high = np.clip(np.rint(np.array(limits) / scale) + zero_point, -128, 127)
-    return int(low), int(high)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Quantizer:
-    """Makes one layer, of what is known about its input and output."""
-
-    input_scale: float
-    input_zero_point: int
-    output_scale: tuple[float, int]
-    limits: tuple[float, float]
-    mean: NDArray[np.float64]  # of the input
-    weight_bits: int
-    per_channel: bool
-
-    def layer(self, node: Node) -> Layer:
-        """Returns the layer that a float layer becomes; ValueError if the device has none."""
-        weight = np.asarray(node.attributes["weight"], np.float64)
-        given = node.attributes.get("bias")
-        bias = np.zeros(len(weight)) if given is None else np.asarray(given, np.float64)
-        geometry = self._geometry(node) if node.operation == "float_conv" else None
-        integers, scales = self._rows(weight.reshape(len(weight), -1), bias)
-        lost = weight - (integers * scales[:, None]).reshape(weight.shape)
-        (moved,) = run_operation(
-            node.operation, {**node.attributes, "weight": lost, "bias": None},
-            (self.mean[None],), node.name)
-        channel = 1 if geometry else -1
-        bias = bias + np.moveaxis(moved, channel, 0).reshape(len(weight), -1).mean(1)
-        linear = self._linear(node.name, integers, scales, bias)
-        if geometry is None:
-            return linear
-        return ConvLayer(linear=linear, geometry=geometry, channels_last=False,
-                         one_dimensional=weight.ndim == 3)
-
-    def _geometry(self, node: Node) -> Geometry:
-        weight, given = node.attributes["weight"], node.attributes
-        rank = weight.ndim - 2
-        if rank not in (1, 2):
-            raise ValueError(f"a map must have 1 or 2 dimensions, not {rank}")
-        strides, dilations = (
-            list(given.get(name) or [1] * rank) for name in ("strides", "dilations"))
-        pads = list(given.get("pads") or [0] * 2 * rank)
-        if rank == 1:  # a map of height 1
-            strides, dilations, pads = [1, *strides], [1, *dilations], [0, pads[0], 0, pads[1]]
-        height, width = (1, *self.mean.shape[1:])[-2:]
-        rows, columns = (1, *weight.shape[2:])[-2:]
-        return Geometry(
-            channels=self.mean.shape[0], height=height, width=width,
-            kernel=(rows, columns), stride=(strides[0], strides[1]),
-            dilation=(dilations[0], dilations[1]),
-            padding=(pads[0], pads[1], pads[2], pads[3]), groups=given.get("groups", 1),
-        )
-
-    def _rows(
-        self, weight: NDArray[np.float64], bias: NDArray[np.float64]
-    ) -> tuple[NDArray[np.int8], NDArray[np.float64]]:
-        """Rounds (outputs, inputs) weights; returns them and (outputs,) scales.
-
-        A row's scale is wide enough for its bias to fit the sums, and for its sums to matter to the
-        output: folded batch normalization leaves rows of next to nothing with a bias of ones.
-        """
-        rows = weight if self.per_channel else weight.reshape(1, -1)
-        _, scales = quantize_rows(rows, self.weight_bits)
-        scales = np.broadcast_to(scales, len(weight))
-        unit = self.output_scale[0] / self.input_scale  # a sum of 1 is then an output of 1
-        scales = np.where(weight.any(1), scales, unit)
-        least = np.maximum(np.abs(bias) / self.input_scale / _LARGEST_BIAS, unit / _LARGEST_BIAS)
-        scales = np.maximum(scales, least)
-        top = (1 << self.weight_bits - 1) - 1
-        return np.clip(np.rint(weight / scales[:, None]), -top, top).astype(np.int8), scales
-
-    def _linear(
-        self, name: str, integers: NDArray[np.int8], scales: NDArray[np.float64],
-        bias: NDArray[np.float64],
-    ) -> LinearLayer:
-        scale, zero_point = self.output_scale
-        whole = np.rint(bias / (self.input_scale * scales))
-        whole -= self.input_zero_point * integers.sum(1, dtype=np.int64)
-        if np.abs(whole).max(initial=0) >= 1 << 31:
-            raise ValueError("biases must fit 32 bits at the scale of the sums")
-        multiplier, shift = quantize_multiplier(self.input_scale * scales / scale)
-        low, high = _integer_limits(self.limits, scale, zero_point)
-        return LinearLayer(
-            weights=as_csr(integers, weight_bits=self.weight_bits), weight_bits=self.weight_bits,
-            bias=whole.astype(np.int32), mode=OutputMode.DOUBLE, multiplier=multiplier, shift=shift,
-            zero_point=zero_point, low=low, high=high, input_scale=self.input_scale,
-            input_zero_point=self.input_zero_point, output_scale=scale, name=name,
-        )
 
 
 def _with_real_types(graph: Graph, arrays: Mapping[str, NDArray[Any]]) -> Graph:

@@ -65,7 +65,8 @@ def offload(
     """Quantizes a module and returns one that runs it on a device.
 
     The module is read in evaluation mode and is not changed; what it is later does not matter to
-    the one returned. Layers run on the device, all else on the host in float32.
+    the one returned. Layers run on the device, all else on the host in float32, as does a layer
+    that the device cannot run: the reason is in its node, or in ``model.on_host``.
 
     Parameters
     ----------
@@ -96,7 +97,6 @@ def offload(
     ------
     ModelError           Naming what cannot be traced, run or quantized, or an error above
                          ``max_error``; later, inputs that are not like the example.
-    UnsupportedLayer     If the core cannot run a layer.
     MissingDependency    If torch is not installed.
     """
     tensors = as_tensors("example", example)
@@ -216,7 +216,8 @@ def _module_class() -> Any:
             return self.errors
 
         def extra_repr(self) -> str:
-            return (f"{self.graph.name}, {len(self.graph.layers)} layers on {self.core.uri}, " +
+            on_device = len(self.graph.layers) - len(self.model.on_host)
+            return (f"{self.graph.name}, {on_device} layers on {self.core.uri}, " +
                     ", ".join(f"{name}: error {error.relative:.2g}"
                               for name, error in self.errors.items()))
 

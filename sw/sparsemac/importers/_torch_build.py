@@ -66,6 +66,11 @@ class Builder:
     handler : function of (builder, node)  Returns what runs the node: a function of its arguments,
                                            with symbols and tensors in place of nodes.
     node_type : type                       torch.fx.Node
+
+    Attributes
+    ----------
+    node : torch.fx.Node      The one at work.
+    outputs : list of array   What the graph's outputs are on the example, once it is made.
     """
 
     def __init__(
@@ -73,7 +78,8 @@ class Builder:
         node_type: type,
     ) -> None:
         self.module = module
-        self.node: Any = None  # of the trace, at work now
+        self.node: Any = None
+        self.outputs: list[NDArray[Any]] = []
         self._traced = traced
         self._handler = handler
         self._node_type = node_type
@@ -125,6 +131,7 @@ class Builder:
             if symbol.name in names or not any(symbol.name in n.outputs for n in self._nodes):
                 symbol = self.emit("onnx_identity", symbol)
             names.append(symbol.name)
+            self.outputs.append(symbol.array)
         if not names:
             raise ModelError(f"outputs of {type(self.module).__name__} must be tensors that depend "
                              f"on the inputs, alone or in tuples, lists and dictionaries")

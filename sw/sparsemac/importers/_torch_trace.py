@@ -169,8 +169,8 @@ def _tracer_class() -> Any:
                 path = self.path_of_module(m)
             except NameError:
                 raise ModelError(
-                    f"module {type(m).__name__} must be an attribute of the module that calls it, or in "
-                    f"a ModuleList or ModuleDict, not kept elsewhere") from None
+                    f"module {type(m).__name__} must be an attribute of the module that calls it, "
+                    f"or in a ModuleList or ModuleDict, not kept elsewhere") from None
             try:
                 if self.is_leaf_module(m, path):
                     self._result = forward(*concrete_args, **concrete_kwargs)
