@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX's own backend tests on the golden model; which of them run, the importer says.
 
-In the fast run there are the tests of operators that become layers or integers; all that ONNX has
+In the fast run there are those that ONNX keeps as files; making the others takes long, so that they
 are marked slow.
 """
 
 import os
 import unittest
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,9 +22,8 @@ from onnx.backend.test.loader import load_model_tests  # noqa: E402
 from onnx.backend.test.runner import Runner  # noqa: E402
 from sparsemac.errors import ModelError  # noqa: E402
 
-#: Tests of operators in the fast run.
-LAYERS = ("basic_conv", "conv_with", "convinteger", "dequantizelinear", "dynamicquantizelinear",
-          "gemm", "matmul", "qlinear", "quantizelinear", "relu", "maxpool_2d", "averagepool_2d")
+#: Tests that ONNX keeps as files: many kinds of layers as PyTorch exported them.
+FILED = ("simple", "pytorch-operator", "pytorch-converted")
 
 #: Least number of ONNX's node tests that pass; ONNX 1.23 has them all.
 LEAST_PASSING = 800
@@ -44,26 +44,36 @@ def run_all(cases):
     passed, refused = [], {}
     for case in cases:
         try:
-            prepared = backend.prepare(case.model)
+            model = case.model or onnx.load(Path(case.model_dir) / "model.onnx")
+            prepared = backend.prepare(model)
         except ModelError as error:
             refused[case.name] = str(error)
             continue
-        for inputs, outputs in case.data_sets:
+        for inputs, outputs in data_sets(case):
             got = prepared.run(arrays(inputs))
             Runner.assert_similar_outputs(arrays(outputs), got, case.rtol, case.atol)
         passed.append(case.name)
     return passed, refused
 
 
-def test_layers_and_integers():
-    cases = [case for case in node_tests()
-             if case.name.removeprefix("test_").startswith(LAYERS)]
+def data_sets(case):
+    """(inputs, outputs) of a test, of which some are files."""
+    if case.data_sets:
+        yield from case.data_sets
+        return
+    for folder in sorted(Path(case.model_dir).glob("test_data_set*")):
+        yield tuple([onnx.load_tensor(str(folder / f"{kind}_{i}.pb"))
+                     for i in range(len(list(folder.glob(f"{kind}_*.pb"))))]
+                    for kind in ("input", "output"))
+
+
+def test_networks_on_file():
+    cases = [case for kind in FILED for case in load_model_tests(kind=kind)]
     passed, refused = run_all(cases)
-    assert len(passed) >= 60
-    # What is refused has a type of real that the importer does not read, or inputs as weights.
-    assert all("must be" in text or "must have" in text for text in refused.values()), refused
-    assert not [name for name in refused if "float8" not in name and name.startswith(
-        ("test_qlinear", "test_matmulinteger", "test_convinteger", "test_gemm"))]
+    assert len(passed) >= 90, len(passed)
+    assert all("must" in text for text in refused.values()), refused
+    for layer in ("test_Conv2d", "test_Conv1d", "test_Conv3d", "test_MaxPool2d", "test_AvgPool2d"):
+        assert layer in passed
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converters of ONNX's operators that work on each number alone."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from ..errors import ModelError
@@ -54,6 +56,25 @@ def _binary(b: Builder, n: OnnxNode) -> None:
            function=n.kind.lower())
 
 
+def _binary_6(b: Builder, n: OnnxNode) -> None:
+    """Before opset 7 shapes were equal, or the second operand's met the first's at an axis."""
+    left, right = b.shape(n.input(0)), b.shape(n.input(1))
+    if not n.get("broadcast", 0):
+        if left != right:
+            raise ModelError(f"operands of {n} must have one shape, not {list(left)} and "
+                             f"{list(right)}")
+        _binary(b, n)
+        return
+    at = n.get("axis", len(left) - len(right))
+    at = at + len(left) if at < 0 else at
+    if not 0 <= at <= len(left) - len(right):
+        raise ModelError(f"axis of {n} must be 0 to {len(left) - len(right)}, not {at}")
+    name = b.fresh(f"{n.input(1)}:spread")
+    b.emit(n, "reshape", [("x", b.ref(n.input(1)))], [name],
+           shape=[*right, *[1] * (len(left) - len(right) - at)])
+    _binary(b, replace(n, inputs=(n.input(0), name)))
+
+
 def _activation(b: Builder, n: OnnxNode) -> None:
     parameters = {name: n.get(name, default) for name, default in ACTIVATIONS[n.kind][1].items()}
     b.emit(n, "onnx_activation", [("x", b.ref(n.input(0)))], n.outputs, function=n.kind.lower(),
@@ -64,8 +85,22 @@ for _kind, _versions in _UNARY.items():
     converts(_kind, *_versions)(_unary)
 for _kind, _versions in _BINARY.items():
     converts(_kind, *_versions)(_binary)
+for _kind in ("Add", "Div", "Mul", "Sub"):
+    converts(_kind, 6)(_binary_6)
+converts("Pow", 1)(_binary_6)
 for _kind, (_versions, _) in ACTIVATIONS.items():
     converts(_kind, *_versions)(_activation)
+
+
+@converts("PRelu", 6)
+def _prelu_6(b: Builder, n: OnnxNode) -> None:
+    slope = b.constant(n.input(1), f"slope of {n}")
+    rank = len(b.shape(n.input(0)))
+    if slope is None or slope.ndim > 1 or rank < 2:
+        raise ModelError(f"slope of {n} must be one, or one for each channel")
+    b.emit(n, "onnx_elementwise",
+           [("a", b.ref(n.input(0))), ("b", slope.reshape(-1, *[1] * (rank - 2)))], n.outputs,
+           function="prelu")
 
 
 @converts("Gelu", 20)
@@ -91,10 +126,10 @@ def _where(b: Builder, n: OnnxNode) -> None:
     b.emit(n, "onnx_where", [(name, b.ref(n.input(i))) for i, name in enumerate(names)], n.outputs)
 
 
-@converts("Max", 8, 12, 13)
-@converts("Mean", 8, 13)
-@converts("Min", 8, 12, 13)
-@converts("Sum", 8, 13)
+@converts("Max", 6, 8, 12, 13)
+@converts("Mean", 6, 8, 13)
+@converts("Min", 6, 8, 12, 13)
+@converts("Sum", 6, 8, 13)
 def _several(b: Builder, n: OnnxNode) -> None:
     function = {"Mean": "add", "Sum": "add"}.get(n.kind, n.kind.lower())
     so_far = b.ref(n.input(0))

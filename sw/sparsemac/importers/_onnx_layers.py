@@ -211,7 +211,7 @@ def _matmul(b: Builder, n: OnnxNode) -> None:
     b.emit(n, "onnx_matmul", [("a", left), ("b", right)], n.outputs, reason=reason)
 
 
-@converts("Gemm", 7, 9, 11, 13)
+@converts("Gemm", 6, 7, 9, 11, 13)
 def _gemm(b: Builder, n: OnnxNode) -> None:
     a, w, c = (b.ref(n.input(i)) for i in range(3))
     alpha, beta = n.get("alpha", 1.0), n.get("beta", 1.0)

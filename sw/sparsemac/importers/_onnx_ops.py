@@ -73,9 +73,11 @@ def _softmax(b: Builder, n: OnnxNode) -> None:
            log=n.kind == "LogSoftmax")
 
 
-@converts("BatchNormalization", 7, 9, 14, 15)
+@converts("BatchNormalization", 6, 7, 9, 14, 15)
 def _batch_normalization(b: Builder, n: OnnxNode) -> None:
     refuse(n, "training_mode", 0)
+    if n.version == 6 and not n.get("is_test", 0):
+        raise ModelError(f"is_test of {n} must be 1, not 0")
     refuse(n, "spatial", 1)
     names = ("x", "scale", "bias", "mean", "variance")
     b.emit(n, "onnx_batch_normalization",

@@ -22,7 +22,8 @@ __all__ = ["weight_integers"]
 
 _BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
 
-_DYNAMIC = "its weights, scales and zero points must be constant for the device"
+_DYNAMIC = ("the device needs constant weights, of one matrix or kernel, and constant scales and "
+            "zero points")
 
 #: Bits of the widest integers that QONNX's Quant may make.
 _MOST_BITS = 32
