@@ -140,7 +140,9 @@ def run_chunks(
     for part in parts[1:]:
         whole = _joined(whole, part)
     if mismatch is not None:
-        index = (mismatch.index[0] + chunk.first, *mismatch.index[1:])
+        # What was filled up repeats the last sample.
+        sample = chunk.first + min(mismatch.index[0], chunk.samples - 1)
+        index = (sample, *mismatch.index[1:])
         whole = replace(whole, mismatch=replace(mismatch, index=index))
     elif len(parts) > 1:
         whole = replace(whole, outputs={

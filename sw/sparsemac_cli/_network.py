@@ -16,7 +16,7 @@ from sparsemac.netfile import NetworkFile, is_network_file, read_network_file
 from sparsemac.precompile import samples_of
 
 __all__ = [
-    "add_model_arguments", "batch_of", "csr_of", "density", "load_network",
+    "add_model_arguments", "batch_of", "counted", "csr_of", "density", "load_network",
     "operation_text", "print_table", "shape_text", "shortened",
 ]
 
@@ -101,6 +101,11 @@ def operation_text(node: Node) -> str:
     if g.dilation != (1, 1):
         text += f" dilated {g.dilation[0]},{g.dilation[1]}"
     return f"{text}, int{layer.linear.weight_bits}"
+
+
+def counted(count: int, thing: str) -> str:
+    """Such as ``1 doorbell`` or ``2 doorbells``."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def shortened(text: str, width: int = WIDEST) -> str:

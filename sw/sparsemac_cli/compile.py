@@ -6,10 +6,11 @@ import sys
 import time
 from pathlib import Path
 
+from sparsemac._checks import as_int_in
 from sparsemac.netfile import write_network_file
 from sparsemac.precompile import compile_graph
 
-from ._network import add_model_arguments, batch_of, load_network
+from ._network import add_model_arguments, batch_of, counted, load_network
 from ._report import (
     OK,
     Progress,
@@ -50,13 +51,14 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"output file must end in .smnet, not {args.output.name!r}")
     if not args.output.parent.is_dir():
         raise ValueError(f"folder of the output file must be there: {args.output.parent}")
+    as_int_in("seed", args.seed, 0, (1 << 63) - 1)
     progress = Progress(3)
     with progress.stage(f"read {args.model.name}"):
         graph, file = load_network(args)
     config = config_from(args, file.config if file else None)
     batch = batch_of(args.batch, graph, config)
     with progress.stage(f"compile for {config.engines} engines x {config.lanes} lanes, "
-                        f"{batch} samples at a time"):
+                        f"{counted(batch, 'sample')} at a time"):
         compiled = compile_graph(graph, config, batch)
     with progress.stage(f"run the golden model and write {args.output.name}"):
         written = write_network_file(args.output, graph, config, compiled, seed=args.seed)
@@ -72,8 +74,9 @@ def run(args: argparse.Namespace) -> int:
         "seconds": time.monotonic() - began,
     }
     if str(args.json) != "-":
-        print(f"{args.output}: {figures['file_bytes']} bytes, {len(graph.nodes)} nodes, "
-              f"{figures['doorbells']} doorbells, {figures['commands']} commands; "
-              f"{figures['cycles']} cycles predicted for {batch} samples")
+        print(f"{args.output}: {figures['file_bytes']} bytes, "
+              f"{counted(len(graph.nodes), 'node')}, {counted(figures['doorbells'], 'doorbell')}, "
+              f"{counted(figures['commands'], 'command')}; {figures['cycles']} cycles predicted "
+              f"for {counted(batch, 'sample')}")
     write_json(args.json, figures)
     return OK

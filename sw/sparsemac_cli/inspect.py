@@ -13,6 +13,7 @@ from sparsemac.inference import Placement, predict
 from ._network import (
     add_model_arguments,
     batch_of,
+    counted,
     csr_of,
     density,
     load_network,
@@ -163,15 +164,15 @@ def _print(f: dict[str, Any]) -> None:
         ])
     print(f"{f['network']}: {_arrays(f['inputs'])} -> {_arrays(f['outputs'])}")
     print(f"{config['engines']} engines x {config['lanes']} lanes, {config['bus_width']}-bit bus; "
-          f"{f['batch']} samples at a time; device N: the doorbell that runs the node\n")
+          f"{counted(f['batch'], 'sample')} at a time; device N: the doorbell that runs the node\n")
     print_table(["#", "node", "operation", "output", "density", "where", "MACs", "cycles",
                  "used", "why"], rows, 4)
     each = f["cycles"] / f["batch"]
     print(f"\nweights     {f['nonzeros']} of {f['weights']} are not zero: {f['density']:.1%}")
     print(f"MACs        {f['macs'] / f['batch']:.0f} per sample, {f['device_macs_share']:.1%} of "
           f"them on the device")
-    print(f"cycles      {f['cycles']} predicted for {f['batch']} samples, {each:.0f} per sample, "
-          f"{f['utilization']:.1%} of the multipliers' peak")
+    print(f"cycles      {f['cycles']} predicted for {counted(f['batch'], 'sample')}, {each:.0f} "
+          f"per sample, {f['utilization']:.1%} of the multipliers' peak")
     print(f"doorbells   {f['doorbells']}")
 
 

@@ -19,7 +19,7 @@ from sparsemac.precompile import preload
 
 from ._chunks import Chunk, Ticker, default_batch, run_chunks, samples_in
 from ._inputs import INPUT_HELP, Given, output_format, read_inputs, write_outputs
-from ._network import add_model_arguments, batch_of, load_network, print_table
+from ._network import add_model_arguments, batch_of, counted, load_network, print_table
 from ._report import (
     MISMATCH,
     OK,
@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"      {session.note}", file=sys.stderr)
         batch = _batch(args, graph, file, session, samples, core)
         log = JobLog(core) if args.waveform else None
-        with progress.stage(f"run {samples} samples, {min(batch, samples)} at a time"):
+        with progress.stage(f"run {counted(samples, 'sample')}, {min(batch, samples)} at a time"):
             result, chunk, mismatch = run_chunks(
                 model, given.arrays, samples, batch, per_layer=args.per_layer,
                 check=args.check is not None, ticker=Ticker(samples),
@@ -111,8 +111,11 @@ def run(args: argparse.Namespace) -> int:
     figures = _figures(args, graph, result, samples, batch, core)
     figures["golden_checksums"] = drift
     figures["seconds"] = time.monotonic() - began
-    if args.output is not None and result.mismatch is None:
-        write_outputs(args.output, result.outputs)
+    if args.output is not None:
+        if result.mismatch is None:
+            write_outputs(args.output, result.outputs)
+        else:
+            print(f"sparsemac: {args.output} was not written, as integers differ", file=sys.stderr)
     if str(args.json) != "-":
         _print(args, figures, result)
     if mismatch is not None and log is not None:
@@ -181,12 +184,13 @@ def _waveform(args: argparse.Namespace, core: Core, log: JobLog, mismatch: Misma
         with Progress(1).stage(f"record the waveform of job {culprit.job}"):
             window = record_window(core.uri, core.config, culprit, args.waveform,
                                    session.repeat(chunk), mismatch)
+    stream = sys.stderr if str(args.json) == "-" else sys.stdout
     if culprit is None or window is None:
-        print("waveform     none: the difference did not show again", flush=True)
+        print("waveform     none: the difference did not show again", file=stream)
         return None
     print(f"waveform     {args.waveform}: cycles {window.first} to {window.last}; the value "
           f"appears at {culprit.address:#x} by cycle {window.cycle}, in job {culprit.job}",
-          file=sys.stderr if str(args.json) == "-" else sys.stdout)
+          file=stream)
     return {"file": str(args.waveform), "job": culprit.job, "address": culprit.address,
             "first_cycle": window.first, "last_cycle": window.last, "cycle": window.cycle}
 
@@ -246,10 +250,10 @@ def _print(args: argparse.Namespace, f: dict[str, Any], result: Inference) -> No
     if args.output is not None and result.mismatch is None:
         print(f"written      {args.output}")
     print(f"device       {f['cycles']} cycles, {f['cycles_per_sample']:.0f} per sample; "
-          f"{f['utilization']:.1%} of the multipliers' peak; {f['jobs']} doorbells; "
+          f"{f['utilization']:.1%} of the multipliers' peak; {counted(f['jobs'], 'doorbell')}; "
           f"{f['device_seconds']:.2f} s on {f['device']}")
     host = [step for step in f["steps"] if step["where"] == "host"]
-    print(f"host         {f['host_seconds']:.3f} s in {len(host)} steps")
+    print(f"host         {f['host_seconds']:.3f} s in {counted(len(host), 'step')}")
     print(f"transfers    {f['bytes_to_device']} bytes to the device, "
           f"{f['bytes_from_device']} bytes from it")
     if args.check:
