@@ -22,6 +22,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
+from sparsemac.conv import ConvLayer
 from sparsemac.graph import Graph, run_golden
 from sparsemac.importers.onnx import graph_of_model
 
@@ -182,7 +183,8 @@ def compare(
     return {
         "layers": len(graph.layers),
         "rounded on the device": sum(
-            getattr(layer, "linear", layer).multiplier is not None for layer in graph.layers),
+            (layer.linear if isinstance(layer, ConvLayer) else layer).multiplier is not None
+            for layer in graph.layers),
         "reference": agreement(got, run_reference(model, inputs)),
         "onnxruntime": agreement(got, run_onnxruntime(model, inputs)),
         "precise": agreement(got, run_onnxruntime(model, inputs, precise=True)),

@@ -134,3 +134,22 @@ def test_devices():
     assert backend.is_compatible(simple_model())
     with pytest.raises(TypeError, match="options of prepare must be none, not fast"):
         backend.prepare(simple_model(), fast=True)
+
+
+def test_a_core_gives_the_same():
+    """QLinearConv on the reference device, by its URI."""
+    rng = np.random.default_rng(3)
+    x = rng.integers(-128, 128, (2, 3, 6, 6)).astype(np.int8)
+    constants = {
+        "sx": np.float32(0.1), "zx": np.int8(4), "w": rng.integers(-99, 99, (5, 3, 3, 3), np.int8),
+        "sw": rng.uniform(0.01, 0.03, 5).astype(np.float32), "zw": np.zeros(5, np.int8),
+        "sy": np.float32(0.9), "zy": np.int8(-7)}
+    graph = helper.make_graph(
+        [helper.make_node("QLinearConv", ["x", "sx", "zx", "w", "sw", "zw", "sy", "zy"], ["y"])],
+        "conv", [helper.make_tensor_value_info("x", TensorProto.INT8, x.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.INT8, None)],
+        [numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items()])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    assert backend.supports_device("reference:")
+    (want,), (got,) = (backend.run_model(model, [x], device) for device in ("CPU", "reference:"))
+    np.testing.assert_array_equal(got, want)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Host operations of ONNX on maps: convolution, pooling, resizing; see `sparsemac.hostops.onnx`."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +22,11 @@ __all__ = [
     "onnx_resize",
 ]
 
+#: Elements of windows that are reduced one after another.
+_MOST_TAPS = 1 << 10
+
 #: Elements of the largest array that an operation may make of a smaller one.
-LARGEST = 1 << 26
+LARGEST = 1 << 25
 
 
 def check_size(what: str, shape: Sequence[int]) -> None:
@@ -44,25 +48,38 @@ def onnx_conv(
                       dilations=dilations, groups=groups)
 
 
-def _windows(
-    x: NDArray[Any], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+def _reduce_windows(
+    x: NDArray[Any], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int],
+    function: np.ufunc,
 ) -> NDArray[Any]:
-    """(batch, channels, *places, *kernel) of a padded map."""
+    """(batch, channels, *places): the sum or maximum of each window of a padded map."""
     rank = len(kernel)
     if x.ndim != rank + 2:
         raise ValueError(f"values must have {rank + 2} axes, not {x.ndim}")
     reach = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
-    windows = sliding_window_view(x, reach, axis=tuple(range(2, rank + 2)))
-    steps = [slice(None, None, s) for s in (*strides, *dilations)]
-    return windows[(slice(None), slice(None), *steps)]
+    if any(r > size for r, size in zip(reach, x.shape[2:], strict=True)):
+        raise ValueError(f"windows of {reach} must fit a padded map of {x.shape[2:]}")
+    if math.prod(kernel) > _MOST_TAPS:
+        windows = sliding_window_view(x, reach, axis=tuple(range(2, rank + 2)))
+        steps = [slice(None, None, s) for s in (*strides, *dilations)]
+        windows = windows[(slice(None), slice(None), *steps)]
+        return function.reduce(windows, axis=tuple(range(-rank, 0)))
+    result = None
+    for tap in np.ndindex(*kernel):  # array by array, several times as fast as window by window
+        cuts = [slice(t * d, size - r + t * d + 1, s) for t, d, size, r, s in
+                zip(tap, dilations, x.shape[2:], reach, strides, strict=True)]
+        part = x[(slice(None), slice(None), *cuts)]
+        result = part.copy() if result is None else function(result, part, out=result)
+    assert result is not None
+    return result
 
 
 def _around(
-    size: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int],
-    pads: Sequence[int], ceil: bool,
+    shape: Sequence[int], kernel: Sequence[int], strides: Sequence[int],
+    dilations: Sequence[int], pads: Sequence[int], ceil: bool,
 ) -> tuple[list[tuple[int, int]], list[int]]:
-    """Explicit padding of each axis, and what rounding up adds behind it."""
-    rank, around, extra = len(kernel), [], []
+    """Explicit padding of each axis of a map, and what rounding up adds behind it."""
+    rank, size, around, extra = len(kernel), shape[2:], [], []
     for i in range(rank):
         before, after = pads[i], pads[rank + i]
         span = size[i] + before + after - (kernel[i] - 1) * dilations[i] - 1
@@ -72,8 +89,8 @@ def _around(
             more = 0
         around.append((before, after))
         extra.append(more)
-    check_size("a padded map", [s + a + b + e for s, (a, b), e in zip(size, around, extra,
-                                                                      strict=True)])
+    check_size("a padded map", [*shape[:2], *(
+        s + a + b + e for s, (a, b), e in zip(size, around, extra, strict=True))])
     return around, extra
 
 
@@ -84,11 +101,10 @@ def onnx_max_pool(
 ) -> NDArray[Any]:
     """Largest of each window of (batch, channels, *map); padding never wins."""
     lowest = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
-    around, extra = _around(x.shape[2:], kernel, strides, dilations, pads, ceil)
+    around, extra = _around(x.shape, kernel, strides, dilations, pads, ceil)
     both = [(a, b + e) for (a, b), e in zip(around, extra, strict=True)]
     padded = np.pad(x, [(0, 0), (0, 0), *both], constant_values=lowest)
-    windows = _windows(padded, kernel, strides, dilations)
-    return windows.max(axis=tuple(range(-len(kernel), 0)))
+    return _reduce_windows(padded, kernel, strides, dilations, np.maximum)
 
 
 @operation
@@ -97,14 +113,14 @@ def onnx_average_pool(
     dilations: Sequence[int], ceil: bool = False, count_padding: bool = False,
 ) -> NDArray[Any]:
     """Mean of each window of (batch, channels, *map), with its padding only if asked for."""
-    around, extra = _around(x.shape[2:], kernel, strides, dilations, pads, ceil)
+    around, extra = _around(x.shape, kernel, strides, dilations, pads, ceil)
     behind = [(0, 0), (0, 0), *((0, e) for e in extra)]
     padding = [(0, 0), (0, 0), *around]
     ones = np.ones((1, 1, *x.shape[2:]), x.dtype)
     counted = np.pad(ones, padding, constant_values=1 if count_padding else 0)
-    axes = tuple(range(-len(kernel), 0))
-    sums = _windows(np.pad(np.pad(x, padding), behind), kernel, strides, dilations).sum(axis=axes)
-    counts = _windows(np.pad(counted, behind), kernel, strides, dilations).sum(axis=axes)
+    sums, counts = (
+        _reduce_windows(np.pad(a, behind), kernel, strides, dilations, np.add)
+        for a in (np.pad(x, padding), counted))
     return (sums / np.maximum(counts, 1)).astype(x.dtype)
 
 

@@ -6,7 +6,6 @@ scales them as the operator has it; `_onnx_fuse` joins the two where the core ro
 layer of reals becomes ``float_conv`` or ``float_linear``, which calibration quantizes.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from ..conv import ConvLayer, Geometry
 from ..csr import as_csr
 from ..errors import ModelError
+from ..hostops.onnx_maps import check_size
 from ..layer import LinearLayer
 from ._onnx_build import Builder, Integers
 from ._onnx_maps import Window, read_window
@@ -139,6 +139,12 @@ def _source(b: Builder, name: str, integers: Integers | None, n: OnnxNode) -> Su
     return SumsInput(twin.name, twin.scale, twin.zero_point)
 
 
+def _check_finite(n: OnnxNode, *arrays: NDArray[Any] | None) -> None:
+    for array in arrays:
+        if array is not None and not np.isfinite(array).all():
+            raise ModelError(f"weights and biases of {n} must be finite, not NaN or infinite")
+
+
 def _product(
     b: Builder, n: OnnxNode, x: str, weight: NDArray[Any], integers: Integers | None, bias: str,
     bias_array: NDArray[Any] | None,
@@ -146,6 +152,7 @@ def _product(
     """A matrix product with constant weights (outputs, inputs), integers in the same order."""
     output = n.outputs[0]
     source = _source(b, x, integers, n)
+    _check_finite(n, weight, bias_array)
     if source is None or integers is None:
         shape = b.shape(x)
         if not shape or shape[-1] != weight.shape[1]:
@@ -260,6 +267,7 @@ def _conv(b: Builder, n: OnnxNode) -> None:
         return
     if bias is not None and bias.shape != (len(w),):
         raise ModelError(f"bias of {n} must have shape ({len(w)},), not {bias.shape}")
+    _check_finite(n, w, bias)
     integers = b.integers.get(n.input(1))
     source = _source(b, n.input(0), integers, n)
     scale = _row_scale(integers) if source and integers else None
@@ -295,7 +303,5 @@ def _map_shape(b: Builder, n: OnnxNode, window: Window, weight: Sequence[int]) -
          - (window.kernel[i] - 1) * window.dilations[i] - 1) // window.strides[i] + 1
         for i in range(rank)]
     padded = [s + window.pads[i] + window.pads[rank + i] for i, s in enumerate(shape[2:])]
-    if math.prod([*shape[:2], *padded]) > 1 << 26:
-        raise ModelError(f"padded map of {n} must have at most {1 << 26} elements, "
-                         f"not {[*shape[:2], *padded]}")
+    check_size(f"padded map of {n}", [*shape[:2], *padded])
     return [shape[0], weight[0], *places]

@@ -109,6 +109,8 @@ def _dequantize_linear(b: Builder, n: OnnxNode) -> None:
     axis, block_size = n.get("axis", 1), n.get("block_size", 0)
     dtype = element_type(n.get("output_dtype"), f"result of {n}") if n.get("output_dtype") else ""
     kind = b.dtype(n.input(0))
+    if not (kind.kind in "iu" or kind.name.startswith(("int", "uint"))):
+        raise ModelError(f"input of {n} must be integers, not {kind}")
     if zero is not None and b.dtype(n.input(2)) != kind:
         raise ModelError(f"zero point of {n} must be {kind}, not {b.dtype(n.input(2))}")
     if (isinstance(x, str) and kind.name in ("int8", "uint8", "int4", "uint4", "int2", "uint2")

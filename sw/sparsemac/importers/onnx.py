@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .._checks import need
 from ..errors import ModelError
 from ..graph import Graph, Value
@@ -76,9 +78,10 @@ def graph_of_model(
         model = read_model(proto, name, folder)
         builder = Builder()
         _add_inputs(builder, model, shapes)
-        for node in model.nodes:
-            _convert(builder, node)
-        return _finish(builder, model)
+        with np.errstate(all="ignore"):  # what is not finite is checked where it matters
+            for node in model.nodes:
+                _convert(builder, node)
+            return _finish(builder, model)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
     except (ValueError, ArithmeticError, MemoryError) as error:
