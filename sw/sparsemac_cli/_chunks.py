@@ -146,7 +146,7 @@ def run_chunks(
         whole = replace(whole, mismatch=replace(mismatch, index=index))
     elif len(parts) > 1:
         whole = replace(whole, outputs={
-            name: np.concatenate([part.outputs[name] for part in parts])
+            name: np.concatenate([np.atleast_1d(part.outputs[name]) for part in parts])
             for name in whole.outputs})
     return whole, chunk, mismatch
 

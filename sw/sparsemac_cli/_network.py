@@ -16,7 +16,7 @@ from sparsemac.netfile import NetworkFile, is_network_file, read_network_file
 from sparsemac.precompile import samples_of
 
 __all__ = [
-    "add_model_arguments", "batch_of", "counted", "csr_of", "density", "load_network",
+    "add_model_arguments", "batch_of", "counted", "csr_of", "load_network",
     "operation_text", "print_table", "shape_text", "shortened",
 ]
 
@@ -68,13 +68,6 @@ def load_network(args: argparse.Namespace) -> tuple[Graph, NetworkFile | None]:
 def csr_of(layer: Layer) -> Csr:
     """Weights of a layer."""
     return layer.linear.weights if isinstance(layer, ConvLayer) else layer.weights
-
-
-def density(layer: Layer) -> float:
-    """Nonzeros as a share of all weights, 0 of none."""
-    csr = csr_of(layer)
-    weights = csr.shape[0] * csr.shape[1]
-    return csr.without_zeros().nnz / weights if weights else 0.0
 
 
 def shape_text(value: Value) -> str:

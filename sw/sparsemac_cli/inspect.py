@@ -2,20 +2,22 @@
 """``sparsemac inspect``: where each node of a network would run, why, and in how many cycles."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from sparsemac.config import CoreConfig
 from sparsemac.graph import Graph
 from sparsemac.inference import Placement, predict
+from sparsemac.precompile import samples_of
 
 from ._network import (
     add_model_arguments,
     batch_of,
     counted,
     csr_of,
-    density,
     load_network,
     operation_text,
     print_table,
@@ -33,9 +35,12 @@ from ._report import (
 
 __all__ = ["add_parser", "fallbacks", "inspect_network"]
 
+#: Host operations whose attribute ``weight`` has an axis of outputs first.
+WITH_WEIGHTS = frozenset({"float_conv", "float_linear"})
+
 #: Host operations that multiply with weights, as a core does.
-MULTIPLICATIONS = frozenset({
-    "float_conv", "float_linear", "onnx_conv", "onnx_conv_integer", "onnx_gemm", "onnx_matmul",
+MULTIPLICATIONS = WITH_WEIGHTS | frozenset({
+    "onnx_conv", "onnx_conv_integer", "onnx_gemm", "onnx_matmul",
     "onnx_matmul_integer", "onnx_qlinear_conv", "onnx_qlinear_matmul",
 })
 
@@ -69,9 +74,12 @@ def inspect_network(
     graph: Graph, placements: Sequence[Placement], config: CoreConfig, batch: int
 ) -> dict[str, Any]:
     """Returns the figures of a network, under the names of the JSON output."""
-    macs = sum(p.macs for p in placements)
+    samples = batch // samples_of(graph)
+    nodes = [_node(graph, p, samples) for p in placements]
+    macs = sum(node["macs"] for node in nodes)
     cycles = sum(p.cycles for p in placements)
-    nodes = [_node(graph, p, macs) for p in placements]
+    for node in nodes:
+        node["macs_share"] = node["macs"] / macs if macs else 0.0
     nonzeros = sum(node["nonzeros"] for node in nodes)
     weights = sum(node["weights"] for node in nodes)
     on_device = sum(p.macs for p in placements if p.where == "device")
@@ -95,21 +103,29 @@ def inspect_network(
     }
 
 
-def _node(graph: Graph, p: Placement, macs: int) -> dict[str, Any]:
-    node, csr = p.node, csr_of(p.node.layer) if p.node.layer is not None else None
+def _node(graph: Graph, p: Placement, times: int) -> dict[str, Any]:
+    node = p.node
+    weights, nonzeros, macs = 0, 0, p.macs
+    if node.layer is not None:
+        csr = csr_of(node.layer)
+        weights, nonzeros = csr.shape[0] * csr.shape[1], csr.without_zeros().nnz
+    elif node.operation in WITH_WEIGHTS:
+        weight, shape = node.attributes["weight"], graph.values[node.outputs[0]].shape
+        weights, nonzeros = weight.size, int(np.count_nonzero(weight))
+        positions = math.prod(shape) // max(1, len(weight)) if shape else 1
+        macs = nonzeros * positions * times
     return {
         "name": node.name,
         "source": node.source,
         "operation": operation_text(node),
         "output": ", ".join(shape_text(graph.values[name]) for name in node.outputs),
-        "weights": csr.shape[0] * csr.shape[1] if csr else 0,
-        "nonzeros": csr.without_zeros().nnz if csr else 0,
-        "density": density(node.layer) if node.layer is not None else None,
+        "weights": weights,
+        "nonzeros": nonzeros,
+        "density": nonzeros / weights if weights else None,
         "where": p.where,
         "reason": p.reason or _reason(p),
         "doorbell": p.doorbell,
-        "macs": p.macs,
-        "macs_share": p.macs / macs if macs else 0.0,
+        "macs": macs,
         "cycles": p.cycles,
         "utilization": p.utilization,
     }
@@ -119,8 +135,13 @@ def _reason(p: Placement) -> str:
     """Why a node is where it is, if nothing else says it."""
     if p.node.layer is not None:
         return "a layer"
-    return ("moves elements: the next layer reads them in its order" if p.where == "device"
-            else "not a layer")
+    if p.where == "device":
+        return "moves elements: the next layer reads them in its order"
+    if p.node.operation in WITH_WEIGHTS:
+        return "multiplies in floating point: the network is not quantized"
+    if p.node.operation in MULTIPLICATIONS:
+        return "its weights are not constant integers"
+    return "no multiplications with weights"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,11 +172,11 @@ def _print(f: dict[str, Any]) -> None:
     config = f["config"]
     rows = []
     for i, node in enumerate(f["nodes"]):
-        layer = node["density"] is not None
+        layer = node["weights"] > 0
         device = node["where"] == "device"
         rows.append([
             str(i), node["name"], node["operation"], node["output"],
-            f"{node['density']:.1%}" if layer else "",
+            f"{node['nonzeros'] / node['weights']:.1%}" if layer else "",
             f"device {node['doorbell']}" if device else "host",
             f"{node['macs_share']:.1%}" if layer else "",
             str(node["cycles"]) if device and layer else "",
@@ -166,7 +187,7 @@ def _print(f: dict[str, Any]) -> None:
     print(f"{config['engines']} engines x {config['lanes']} lanes, {config['bus_width']}-bit bus; "
           f"{counted(f['batch'], 'sample')} at a time; device N: the doorbell that runs the node\n")
     print_table(["#", "node", "operation", "output", "density", "where", "MACs", "cycles",
-                 "used", "why"], rows, 4)
+                 "of peak", "why"], rows, 4)
     each = f["cycles"] / f["batch"]
     print(f"\nweights     {f['nonzeros']} of {f['weights']} are not zero: {f['density']:.1%}")
     print(f"MACs        {f['macs'] / f['batch']:.0f} per sample, {f['device_macs_share']:.1%} of "

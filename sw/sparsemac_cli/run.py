@@ -48,7 +48,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "if --check finds a difference.",
     )
     add_model_arguments(parser, "samples that run at a time")
-    parser.add_argument("inputs", metavar="INPUT", nargs="*",
+    parser.add_argument("inputs", metavar="INPUT", nargs="*", default=[],
                         help=f"{INPUT_HELP}. None: random samples from --seed, as many as --batch")
     parser.add_argument("--seed", type=int, default=1,
                         help="of random samples (default: %(default)s)")
@@ -258,15 +258,16 @@ def _print(args: argparse.Namespace, f: dict[str, Any], result: Inference) -> No
           f"{f['bytes_from_device']} bytes from it")
     if args.check:
         text = (f"differs: {f['mismatch']['text']}" if f["mismatch"] else
-                "every integer of the device is as the golden model's")
+                "every integer of the device is as the golden model's" if f["jobs"] else
+                "nothing ran on the device")
         print(f"check        {text}")
     if f["golden_checksums"]:
         print(f"golden       differs from when the file was written, first in "
               f"{f['golden_checksums']}")
     if args.per_layer:
         print()
-        print_table(["step", "where", "cycles", "predicted", "MACs", "used", "seconds", "lost to"],
-                    [_row(step) for step in f["steps"]], 2)
+        header = ["step", "where", "cycles", "predicted", "MACs", "of peak", "seconds", "lost to"]
+        print_table(header, [_row(step) for step in f["steps"]], 2)
 
 
 def _row(step: dict[str, Any]) -> list[str]:

@@ -108,6 +108,15 @@ def test_inspect_of_a_network_file_compiles_nothing(net, tmp_path, monkeypatch):
     assert f["batch"] == 4 and f["config"]["lanes"] == 4 and f["cycles"] > 0
 
 
+def test_inspect_counts_what_a_float_network_would_multiply(models, tmp_path, capsys):
+    pytest.importorskip("onnx", reason="needs the package onnx: pip install 'sparsemac[onnx]'")
+    path = models("three_layer_keras.onnx")
+    f = figures_of(["inspect", path, "--strict", "--batch", "2", *CORE], tmp_path, DOES_NOT_FIT)
+    assert f["weights"] == 16 * 64 + 64 * 32 + 32 * 32 + 32 * 5 and f["macs"] == 2 * f["nonzeros"]
+    assert f["device_macs_share"] == 0 and len(f["host_fallbacks"]) == 4
+    assert "the network is not quantized" in capsys.readouterr().out
+
+
 def test_inspect_of_a_matrix(tmp_path, capsys):
     np.save(tmp_path / "m.npy", np.eye(8, dtype=np.int8))
     f = figures_of(["inspect", tmp_path / "m.npy", "--weight-bits", "4", *CORE], tmp_path)
@@ -272,9 +281,8 @@ def test_interrupted_run_leaves_no_file(models, tmp_path):
     x, out = tmp_path / "x.npy", tmp_path / "y.npy"
     np.save(x, np.zeros((4000, 28, 28, 1), np.int8))
     out.write_bytes(b"old")
-    command = [sys.executable, "-c", "import sys; from sparsemac_cli.main import main; "
-               "sys.exit(main())", "run", models("mnist_resnet_q.tflite"), str(x), *REFERENCE,
-               "-o", str(out), *CORE]
+    command = [sys.executable, "-m", "sparsemac_cli.main", "run", models("mnist_resnet_q.tflite"),
+               str(x), *REFERENCE, "-o", str(out), *CORE]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE,
                                cwd=tmp_path, env=os.environ | {"PYTHONUNBUFFERED": "1"})
     seen = b""
