@@ -203,13 +203,13 @@ def preload(core: Core, graph: Graph, compiled: Compiled, config: CoreConfig) ->
         return (f"memory begins at {core.device.memory_base:#x}, not at "
                 f"{compiled.memory_base:#x}")
     for item in compiled.programs:
-        _check_memory(item)
+        _check_memory(item, compiled.memory_base)
     store = _Store(graph, core)
     store.programs.update({(item.nodes, item.columns): item.program for item in compiled.programs})
     return ""
 
 
-def _check_memory(item: SegmentProgram) -> None:
+def _check_memory(item: SegmentProgram, first: int) -> None:
     """Refuses a program that reads or writes outside its areas."""
     program = item.program
     where = f"program of {', '.join(item.nodes)}"
@@ -221,7 +221,7 @@ def _check_memory(item: SegmentProgram) -> None:
              *((t.address, t.length, write) for t in program.outputs),
              *((address, len(data), write) for address, data in program.fills)]
     for address, length, area in spans:
-        if not (0 <= area.address <= address <= address + length <= area.address + area.length):
+        if not (first <= area.address <= address <= address + length <= area.address + area.length):
             raise ModelError(f"{where} must keep to its areas, not use {length} bytes at "
                              f"{address:#x}")
     if read.address + read.length > write.address or program.command_count < 1:
