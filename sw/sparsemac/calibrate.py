@@ -265,6 +265,8 @@ class _Rewriter:
         try:
             if (mean := self._measured.mean.get((before, node.operation))) is None:
                 raise ValueError("its input must have elements, and real ones")
+            if after not in self._measured.low:
+                raise ValueError("its output must have elements")
             known = self._integers.get(before)
             scale, zero_point = (
                 (known.scale, known.zero_point) if known else self._measured.scale(before))

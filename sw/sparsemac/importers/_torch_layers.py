@@ -112,6 +112,21 @@ module("BatchNorm1d BatchNorm2d", "batch_norm", "running_mean",
         "running_var", "weight", "bias", "eps")
 module("LayerNorm", "layer_norm", "normalized_shape", "weight",
         "bias", "eps")
+@handles("instance_norm")
+def _instance_norm(
+    b: Builder, input: Symbol, running_mean: Any = None, running_var: Any = None,
+    weight: Any = None, bias: Any = None, use_input_stats: bool = True, momentum: Any = 0.1,
+    eps: float = 1e-5,
+) -> Symbol:
+    if not use_input_stats or running_mean is not None:
+        raise b.refuse("running mean and variance (only the sample's own can)")
+    axes = list(range(2, input.array.ndim))
+    x = b.emit("float_normalize", input, axes=axes, epsilon=eps)
+    return affine(b, x, b.numbers("weight", weight), b.numbers("bias", bias), len(axes))
+
+
+module("InstanceNorm1d InstanceNorm2d", "instance_norm", "running_mean", "running_var", "weight",
+       "bias", "eps")
 module("GroupNorm", "group_norm", "num_groups", "weight", "bias", "eps")
 
 

@@ -190,6 +190,23 @@ def _getitem(b: Builder, input: Any, index: Any) -> Any:
     return x
 
 
+@handles("pixel_shuffle")
+def _pixel_shuffle(b: Builder, input: Symbol, upscale_factor: int) -> Symbol:
+    r, (channels, height, width) = upscale_factor, input.shape[-3:]
+    before, rank = input.shape[:-3], input.array.ndim - 3
+    x = _reshape(b, input, [*before, channels // r**2, r, r, height, width])
+    order = [*range(rank), *(rank + axis for axis in (0, 3, 1, 4, 2))]
+    x = b.emit("transpose", x, axes=order)
+    return _reshape(b, x, [*before, channels // r**2, height * r, width * r])
+
+
+@handles("glu")
+def _gated(b: Builder, input: Symbol, dim: int = -1) -> Symbol:
+    values, gates = _chunk(b, input, 2, dim)
+    gates = b.emit("onnx_elementwise", gates, function="sigmoid")
+    return b.emit("onnx_elementwise", values, gates, function="mul")
+
+
 def pad_axes(
     b: Builder, x: Symbol, pads: Sequence[tuple[int, int]], mode: str, value: float = 0.0
 ) -> Symbol:
@@ -251,6 +268,8 @@ def _interpolate(
 
 
 module("Flatten", "flatten", "start_dim", "end_dim")
+module("GLU", "glu", "dim")
+module("PixelShuffle", "pixel_shuffle", "upscale_factor")
 module("Unflatten", "unflatten", "dim", "unflattened_size")
 module("ConstantPad1d ConstantPad2d", "padding with a value", "padding", "value")
 module("ZeroPad1d ZeroPad2d", "padding with zeros", "padding")

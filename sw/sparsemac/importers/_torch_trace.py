@@ -96,7 +96,8 @@ def trace(module: Any, example: tuple[Any, ...], kinds: Any) -> Any:
         raise
     except Exception as error:  # whatever the module's own code raises when it sees no numbers
         where = tracer.failed or type(module).__name__
-        raise ModelError(f"module {where} cannot be traced: {error}") from error
+        why = str(error) or type(error).__name__  # an assertion without a text
+        raise ModelError(f"module {where} cannot be traced: {why}") from error
 
 
 def _tracer_class() -> Any:

@@ -83,6 +83,7 @@ def as_tensors(name: str, given: Any) -> tuple[Any, ...]:
 def import_with_outputs(module: Any, example: tuple[Any, ...]) -> tuple[Graph, Any]:
     """The graph of a module, and what the module itself makes of the example."""
     fx = need("torch.fx", "torch", PURPOSE)
+    module = getattr(module, "_orig_mod", module)  # of a module that torch.compile has wrapped
     check_module(module)
     with evaluating(module):
         wanted = _call(module, example)
