@@ -25,6 +25,8 @@ _BYTES = (np.dtype(np.int8), np.dtype(np.uint8))
 _DYNAMIC = ("the device needs constant weights, of one matrix or kernel, and constant scales and "
             "zero points")
 
+_PADS_ARE_MADE = "the device pads with a constant zero point"
+
 #: Bits of the widest integers that QONNX's Quant may make.
 _MOST_BITS = 32
 
@@ -373,4 +375,5 @@ def _conv_integer(b: Builder, n: OnnxNode) -> None:
         return
     b.emit(n, "onnx_conv_integer",
            [("x", x), ("weight", w), ("x_zero_point", x_zero), ("weight_zero_point", w_zero)],
-           n.outputs, reason=_DYNAMIC, **window.attributes)
+           n.outputs, reason=_PADS_ARE_MADE if dynamic and any(window.pads) else _DYNAMIC,
+           **window.attributes)
