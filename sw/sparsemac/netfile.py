@@ -129,7 +129,9 @@ def random_inputs(graph: Graph, seed: int, batch: int | None = None) -> dict[str
         value = graph.values[name]
         if value.shape is None:
             raise ModelError(f"input {name} of {graph.name} must have a known shape")
-        shape = (value.shape[0] * batch // made_for, *value.shape[1:]) if graph.batchable else value.shape
+        shape = value.shape
+        if graph.batchable and shape:
+            shape = (shape[0] * batch // made_for, *shape[1:])
         inputs[name] = _random(rng, shape, DTYPES[value.dtype])
     return inputs
 

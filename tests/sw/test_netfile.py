@@ -34,6 +34,9 @@ from support.layers import random_layer
 
 CONFIG = CoreConfig(engines=2, lanes=4, act_depth=256, fifo_depth=32)
 
+#: Where the image of the first program stands in the manifest.
+IMAGE = ("compiled", "programs", 0, "program", "image")
+
 #: Attributes that a file of this version has of each class.
 KEYS = {
     1: {
@@ -323,9 +326,9 @@ def test_other_members_are_refused(data, put):
     (("config", "lanes"), 3, "config: lanes must be a power of two"),
     (("config", "more"), 3, "config: parameter must be one of"),
     (("config", "schema"), 9, "config: schema must be 1, not 9"),
-    (("compiled", "programs", 0, "program", "image"), 10_000, "must be one of"),
-    (("compiled", "programs", 0, "program", "image"), {"byte": 0, "count": 1 << 40}, "must be at most"),
-    (("compiled", "programs", 0, "program", "image"), {"byte": 256, "count": 1}, "must be 0 to 255"),
+    (IMAGE, 10_000, "must be one of"),
+    (IMAGE, {"byte": 0, "count": 1 << 40}, "must be at most"),
+    (IMAGE, {"byte": 256, "count": 1}, "must be 0 to 255"),
     (("compiled", "programs"), [], "array .* must be used"),
     (("compiled", "placed"), [], "compiled must place 4 nodes, not 0"),
     (("golden", "nodes"), [], "golden must have 4 nodes, not 0"),
@@ -344,7 +347,7 @@ def test_what_is_not_as_documented_is_named(data, put, path, value, message):
 
 def test_an_array_is_used_once(data, put):
     other = members(data)[0]["graph"]["nodes"][0]["layer"]["linear"]["weights"]["counts"]
-    content = changed(data, "compiled", "programs", 0, "program", "image", value=other)
+    content = changed(data, *IMAGE, value=other)
     with pytest.raises(ModelError, match=f"{other} was used before"):
         read_network_file(put(content))
 
