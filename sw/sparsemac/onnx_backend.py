@@ -7,8 +7,9 @@ there with the same integers. ONNX's own tests run against it::
 
     onnx.backend.test.BackendTest(sparsemac.onnx_backend, __name__)
 
-A model that the importer refuses raises `ModelError` when it is prepared; `is_compatible` says so
-before. Source: ONNX, ``docs/ImplementingAnOnnxBackend.md``.
+A model that the importer refuses raises `ModelError` when it is prepared, which is then a
+``BackendIsNotSupposedToImplementIt`` too: ONNX's tests are skipped for it.
+Source: ONNX, ``docs/ImplementingAnOnnxBackend.md``.
 """
 
 from typing import Any
@@ -63,13 +64,17 @@ class Representation:
         graph = self._graph
         if graph is None:
             shapes = [arrays[name].shape if name in arrays else None for name in names]
-            graph = graph_of_model(self._model, shapes=shapes)
+            try:
+                graph = graph_of_model(self._model, shapes=shapes)
+            except ModelError as error:
+                raise _refusal(error) from error
         results = self._run(graph, arrays)
         return tuple(results[name] for name in self._outputs)
 
     def _run(self, graph: Graph, arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         if self._device == _GOLDEN:
-            return run_golden(graph, arrays)
+            with np.errstate(all="ignore"):  # infinity and NaN are results like others
+                return run_golden(graph, arrays)
         from . import open as open_core
         from .inference import Model
 
@@ -99,7 +104,20 @@ def prepare(model: Any, device: str = _GOLDEN, **kwargs: Any) -> Representation:
     """
     if kwargs:
         raise TypeError(f"options of prepare must be none, not {', '.join(kwargs)}")
-    return Representation(model, device)
+    try:
+        return Representation(model, device)
+    except ModelError as error:
+        raise _refusal(error) from error
+
+
+def _refusal(error: ModelError) -> ModelError:
+    """The same error, which ONNX's tests know to mean that an operator is not supported."""
+    runner = need("onnx.backend.test.runner", "onnx", "the backend of ONNX")
+
+    class Refusal(ModelError, runner.BackendIsNotSupposedToImplementIt):
+        """A model that the importer refuses."""
+
+    return Refusal(str(error))
 
 
 def run_model(

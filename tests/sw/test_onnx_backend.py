@@ -19,7 +19,10 @@ import sparsemac.onnx_backend as backend  # noqa: E402
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from onnx.backend.test import BackendTest  # noqa: E402
 from onnx.backend.test.loader import load_model_tests  # noqa: E402
-from onnx.backend.test.runner import Runner  # noqa: E402
+from onnx.backend.test.runner import (  # noqa: E402
+    BackendIsNotSupposedToImplementIt,
+    Runner,
+)
 from sparsemac.errors import ModelError  # noqa: E402
 
 #: Tests that ONNX keeps as files: many kinds of layers as PyTorch exported them.
@@ -85,7 +88,7 @@ def test_all_node_tests():
 
 @pytest.mark.slow
 def test_the_runner_of_onnx():
-    """ONNX's runner itself: it skips what `is_compatible` says that is not."""
+    """ONNX's runner itself, which skips what the backend refuses."""
     assert not os.environ.get("ONNX_MODELS")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ONNX's own, of the numbers that it makes
@@ -117,6 +120,14 @@ def test_outputs_in_order_and_open_sizes():
             np.testing.assert_array_equal(relu, np.maximum(product, 0))
     with pytest.raises(ValueError, match="inputs must be 2, not 1"):
         prepared.run([a])
+
+
+def test_what_is_refused_is_skipped_by_the_tests_of_onnx():
+    model = simple_model()
+    model.graph.node[0].op_type = "LSTM"
+    for kind in (ModelError, BackendIsNotSupposedToImplementIt):
+        with pytest.raises(kind, match="LSTM"):
+            backend.prepare(model)
 
 
 def test_run_node():

@@ -51,10 +51,11 @@ def onnx_softmax(
     shape = x.shape
     if joined:
         x, axis = x.reshape(int(np.prod(shape[:axis], dtype=np.int64)), -1), 1
-    x = x - x.max(axis=axis, keepdims=True)
-    e = np.exp(x)
-    total = e.sum(axis=axis, keepdims=True)
-    return (x - np.log(total) if log else e / total).reshape(shape)
+    with np.errstate(all="ignore"):  # infinity and NaN are results like others
+        x = x - x.max(axis=axis, keepdims=True)
+        e = np.exp(x)
+        total = e.sum(axis=axis, keepdims=True)
+        return (x - np.log(total) if log else e / total).reshape(shape)
 
 
 @operation
