@@ -18,6 +18,7 @@ from .executor import Executor
 from .guard import Guard
 from .loader import Loader
 from .reader import ReadClient, Reader
+from .shared import instance_of
 from .streams import connect_stream
 from .weights import WeightFetch
 from .writer import Writer
@@ -74,8 +75,8 @@ class Core(wiring.Component):
         m.submodules.weights = self._weights = clear(WeightFetch(config))
         self._engines = []
         for e in range(config.engines):
-            engine = clear(Engine(config))
-            m.submodules[f"engine_{e}"] = engine
+            engine, m.submodules[f"engine_{e}"] = instance_of(
+                "sparsemac_engine", lambda: Engine(config), control.clear, platform)
             self._engines.append(engine)
 
         self._connect_read_side(m)

@@ -18,6 +18,8 @@ from sparsemac.config import CoreConfig
 from sparsemac.regdocs import registers_header, registers_json, registers_markdown
 from sparsemac.registers import VERSION
 
+from .shared import SharedModules
+
 __all__ = ["CORE_NAME", "EMITTED_FILES", "describe", "emit", "emit_component", "emit_verilog"]
 
 #: Name of the top module.
@@ -79,7 +81,19 @@ def emit_verilog(component: wiring.Component, name: str) -> str:
     The default of `verilog.convert` writes absolute source paths; without them and without the
     attributes of the synthesizer the text depends on the design alone.
     """
-    text = verilog.convert(component, name=name, emit_src=False, strip_internal_attrs=True)
+    shared = SharedModules()
+
+    def convert(component: wiring.Component, name: str) -> str:
+        return verilog.convert(component, name=name, platform=shared, emit_src=False,
+                               strip_internal_attrs=True)
+
+    texts = [convert(component, name)]
+    done: set[str] = set()
+    while waiting := [n for n in shared.components if n not in done]:
+        for name in waiting:
+            done.add(name)
+            texts.append(convert(shared.components[name], name))
+    text = "\n".join(texts)
     return _CONSTANT.sub(_wake_constant, _MEMORY_INIT.sub(_fold_memory_init, text))
 
 

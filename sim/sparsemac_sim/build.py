@@ -121,6 +121,7 @@ class _Builder:
         return [
             "--cc", "--no-timing", "-O3", "--assert", "--top-module", _TOP, "--prefix", _PREFIX,
             f"-GBUS_WIDTH={8 * self.options.bus_bytes}",
+            "--inline-mult", "0",
             "--output-split", "0",  # one file each for what is called often and what is not
             # It takes half a minute on a core of eight engines, and makes the model no faster.
             "-fno-merge-cond-motion",

@@ -13,6 +13,7 @@ Pruning", ICLR 2017, section 3.1 (the stretched filter).
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,7 @@ from .conv import ConvLayer, Geometry
 from .csr import Csr
 from .errors import UnsupportedLayer
 from .layout import Tensor, ceil_div, round_up
-from .schedule import balance_rows, row_costs
+from .schedule import row_costs
 from .stream import HEADER_BITS, MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
 from .tiling import EXEC_OVERHEAD_CYCLES, LOAD_OVERHEAD_CYCLES, STREAM_SKEW
 
@@ -173,6 +174,17 @@ def _select(csr: Csr, rows: NDArray[np.int64]) -> Csr:
     return Csr((len(rows), csr.shape[1]), indptr, csr.indices[entries], csr.data[entries])
 
 
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """Of one EXEC: cycles at each position and cycles to unpack, both of the busiest engine."""
+
+    cycles: int
+    beats: int
+    unpacking: int
+    rows: int
+    longest: int
+
+
 class _Chooser:
     """Enumerates legal tilings of one convolution and estimates each."""
 
@@ -187,11 +199,42 @@ class _Chooser:
         #: (outputs, channels + 1): entries of each output before each input channel.
         self.before = np.zeros((csr.shape[0], g.channels + 1), np.int64)
         np.cumsum(counts.reshape(csr.shape[0], g.channels), axis=1, out=self.before[:, 1:])
+        self._shares: dict[tuple[int, ...], _Share] = {}
 
-    def counts(self, tiling_pass: Pass) -> NDArray[np.int64]:
-        """(channels, tiles) entries."""
-        edges = [s.start for s in tiling_pass.inputs] + [tiling_pass.inputs[-1].stop]
-        return np.diff(self.before[tiling_pass.channels][:, edges], axis=1)
+    def counts(self, p: Pass, inputs: slice) -> NDArray[np.int64]:
+        """(channels,) entries of the output channels of a pass in some input channels."""
+        before = self.before[p.channels[0] : p.channels[-1] + 1]
+        return before[:, inputs.stop] - before[:, inputs.start]
+
+    def share(self, p: Pass, inputs: slice, blocks: int) -> "_Share":
+        """What the busiest engine gets of one EXEC."""
+        key = (int(p.channels[0]), int(p.channels[-1]), inputs.start, inputs.stop, blocks)
+        if key not in self._shares:
+            self._shares[key] = self._deal(self.counts(p, inputs), blocks)
+        return self._shares[key]
+
+    def _deal(self, counts: NDArray[np.int64], blocks: int) -> "_Share":
+        """Deals rows out longest first, to and fro: close to `balance_rows`, and quick."""
+        config = self.view.config
+        entries = np.repeat(np.sort(counts)[::-1], blocks)
+        engines, rows = config.engines, len(entries)
+        layers = ceil_div(rows, engines)
+
+        def deal(values: NDArray[np.int64]) -> NDArray[np.int64]:
+            table = np.zeros(layers * engines, np.int64)
+            table[:rows] = values
+            table = table.reshape(layers, engines)
+            table[1::2] = table[1::2, ::-1]
+            return table.sum(axis=0)
+
+        dealt, own = deal(entries), deal(np.ones_like(entries))
+        header_words = ceil_div(self.row_bits, HEADER_BITS)
+        bits = int((dealt * self.entry_bits + own * self.row_bits).max())
+        return _Share(
+            cycles=int(deal(row_costs(entries, config.shortest_row_cycles)).max()),
+            beats=ceil_div(bits, config.bus_width) * engines,
+            unpacking=int((dealt + own * header_words).max()), rows=rows,
+            longest=int(counts.max(initial=0)))
 
     # -- candidates -----------------------------------------------------------------------------
 
@@ -252,14 +295,14 @@ class _Chooser:
         if most < 1 or MAX_OUT_OFFSET < reach:
             return
         passes = []
-        for first in self._starts(outputs, most, per_group):
-            last = min(o for o in (*self._starts(outputs, most, per_group), outputs) if o > first)
+        starts = self._starts(outputs, most, per_group)
+        for first, last in pairwise((*starts, outputs)):
             low = first // per_group * own
             high = ((last - 1) // per_group + 1) * own
             step = wanted if high - low > wanted else high - low
             inputs = tuple(slice(c, min(c + step, high)) for c in range(low, high, step))
             passes.append(Pass(np.arange(first, last), inputs))
-        longest = max(int(self.counts(p).max(initial=0)) for p in passes)
+        longest = max(self.share(p, i, blocks).longest for p in passes for i in p.inputs)
         if longest > (config.entry_depth if positions > 1 else MAX_COUNT):
             return
         yield replace(tiling, passes=tuple(passes), rows_per_engine=kept)
@@ -288,11 +331,11 @@ class _Chooser:
         pieces = []
         for p in tiling.passes:
             tiles = []
-            for t, count in enumerate(self.counts(p).T):
-                took, beats = self._exec(tiling, count, t == len(p.inputs) - 1)
-                load = ceil_div((p.inputs[t].stop - p.inputs[t].start) * line * config.lanes,
+            for t, inputs in enumerate(p.inputs):
+                took, beats = self._exec(tiling, p, inputs, t == len(p.inputs) - 1)
+                load = ceil_div((inputs.stop - inputs.start) * line * config.lanes,
                                 config.bus_bytes)
-                tiles.append((p.inputs[t], took, beats, load))
+                tiles.append((inputs, took, beats, load))
             pieces += tiles * len(tiling.parts(g.out_width))
         free = [0] * tiling.regions
         load_end = exec_end = read = turn = slot = 0
@@ -315,31 +358,23 @@ class _Chooser:
             read = read * tiles // 3
         return max(exec_end, read)
 
-    def _exec(self, tiling: ConvTiling, count: NDArray[np.int64],
-              final: bool) -> tuple[int, int]:
-        """Cycles and beats of one EXEC of these entries per output channel."""
-        config = self.view.config
-        costs = np.repeat(row_costs(count, config.shortest_row_cycles), tiling.blocks)
-        engines = balance_rows(costs, config.engines, tiling.rows_per_engine)
-        compute = max(int(costs[rows].sum()) for rows in engines) * tiling.positions
-        repeated = np.repeat(count, tiling.blocks)
-        bits = max(int(repeated[rows].sum()) * self.entry_bits + len(rows) * self.row_bits
-                   for rows in engines)
-        beats = ceil_div(bits, config.bus_width) * config.engines
-        unpack = max(int(repeated[rows].sum()) + len(rows) * ceil_div(self.row_bits, HEADER_BITS)
-                     for rows in engines)
-        store = len(costs) * tiling.positions * self._word_beats() if final else 0
-        took = max(compute, int(beats * STREAM_SKEW), unpack, int(store))
-        return took + EXEC_OVERHEAD_CYCLES, beats
+    def _exec(self, tiling: ConvTiling, p: Pass, inputs: slice, final: bool) -> tuple[int, int]:
+        """Cycles and beats of one EXEC."""
+        share = self.share(p, inputs, tiling.blocks)
+        store = share.rows * self._store_beats(tiling) if final else 0
+        took = max(share.cycles * tiling.positions, int(share.beats * STREAM_SKEW),
+                   share.unpacking, store)
+        return took + EXEC_OVERHEAD_CYCLES, share.beats
 
-    def _word_beats(self) -> float:
-        """Beats that the store needs for an output word; words of one row of a map share them."""
+    def _store_beats(self, tiling: ConvTiling) -> int:
+        """Beats that the output words of one row of an EXEC take: close ones share a beat."""
         config, target = self.view.config, self.target
-        whole = target.word_bytes / config.bus_bytes
-        if whole >= 1:
-            return whole
-        width = self.view.geometry.out_width
-        return min(1.0, (ceil_div(width * target.word_bytes, config.bus_bytes) + 1) / width)
+        if target.word_bytes >= config.bus_bytes:
+            return tiling.positions * target.word_bytes // config.bus_bytes
+        each = config.bus_bytes // target.word_bytes
+        span = (tiling.block - 1) * target.row_pitch + tiling.width
+        apart = tiling.block * (ceil_div(tiling.width, each) + 1)
+        return min(tiling.positions, ceil_div(span, each) + 1, apart)
 
 
 def choose_conv_tiling(view: ConvView, target: Tensor, *, entry_bits: int,

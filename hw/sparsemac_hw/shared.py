@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts that a design has many of: emitted as one Verilog module with many instances.
+
+Amaranth writes a module for each instance. For dozens of engines that is most of the text, and
+most of the time that a simulator takes to compile it; so emission passes a `SharedModules` as the
+platform. Everywhere else (Amaranth's simulator, formal checks, builds for a board) parts are plain
+submodules.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from amaranth.hdl import ClockSignal, Elaboratable, Instance, ResetInserter, ResetSignal, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In
+
+__all__ = ["SharedModules", "instance_of"]
+
+
+class SharedModules:
+    """The modules that instances refer to; pass it as the platform.
+
+    Attributes
+    ----------
+    components : dict    One component of each module, by name. Whoever emits the design emits
+                         these too.
+    """
+
+    def __init__(self) -> None:
+        self.components: dict[str, wiring.Component] = {}
+
+
+def instance_of(
+    name: str, make: Callable[[], wiring.Component], clear: Signal, platform: object
+) -> tuple[Any, Elaboratable]:
+    """Makes a part that is reset with its clock domain and with ``clear``.
+
+    Parameters
+    ----------
+    name : str       Of the module; all parts of a name must be alike.
+    make : function  Returns a new component.
+
+    Returns
+    -------
+    The part's members, to connect to, and what becomes a submodule.
+    """
+    if not isinstance(platform, SharedModules):
+        component = make()
+        return component, ResetInserter(clear)(component)
+    if name not in platform.components:
+        platform.components[name] = make()
+    signature = platform.components[name].signature
+    members = signature.create()
+    ports = {
+        f"{'i' if member.flow is In else 'o'}_{'__'.join(map(str, path))}": value
+        for path, member, value in signature.flatten(members)
+    }
+    return members, Instance(name, i_clk=ClockSignal(), i_rst=ResetSignal() | clear, **ports)
