@@ -107,10 +107,10 @@ def test_no_block_waits_for_a_constant_to_change():
 
 
 _TWICE = """
-import sys
+import json, sys
 from sparsemac.config import CoreConfig
 from sparsemac_hw.emit import emit
-emit(CoreConfig.from_dict(eval(sys.argv[1])), sys.argv[2])
+emit(CoreConfig.from_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 
 
@@ -121,7 +121,7 @@ def test_two_processes_emit_the_same_bytes_without_a_path(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     emit(SMALL, one)
     # Another process has another hash seed and other object addresses.
-    arguments = [sys.executable, "-c", _TWICE, repr(SMALL.as_dict()), str(two)]
+    arguments = [sys.executable, "-c", _TWICE, json.dumps(SMALL.as_dict()), str(two)]
     subprocess.run(arguments, check=True, env={"PYTHONPATH": ":".join(sys.path)})
     for name in EMITTED_FILES:
         data = (one / name).read_bytes()
