@@ -8,7 +8,7 @@ where ``x`` outside the map is the input's zero point. With groups, output ``o``
 of its group only. A convolution in one dimension is one of height 1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,6 +181,11 @@ class ConvLayer:
         group = csr.rows_of_entries // (self.outputs // g.groups)
         columns = g.channels * g.kernel[0] * g.kernel[1]
         return Csr((self.outputs, columns), csr.indptr, csr.indices + group * g.patch, csr.data)
+
+    @property
+    def flat(self) -> LinearLayer:
+        """Of a map of one row and one column without padding: the layer that reads the vector."""
+        return replace(self.linear, weights=self.expanded)
 
     @property
     def macs(self) -> int:

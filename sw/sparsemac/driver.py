@@ -5,7 +5,7 @@ import importlib.metadata
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -166,11 +166,18 @@ class Core:
     ----------
     device : Device    What it drives.
     timeout : float    Seconds that a job may take; None: a generous multiple of the estimate.
+    find_program : function    Given a segment and columns, returns a program that exists already,
+                       or None; asked before a program is compiled.
+    on_program : function      Called with a segment, columns and each program that was compiled.
+    on_job : function  Called with the network, its program and the outputs after each job.
     """
 
     def __init__(self, device: Device) -> None:
         self.device = device
         self.timeout: float | None = None
+        self.find_program: Callable[[Segment, int], Program | None] | None = None
+        self.on_program: Callable[[Segment, int, Program], None] | None = None
+        self.on_job: Callable[[Network, Program, list[NDArray[np.generic]]], None] | None = None
         self._session = Session(device)
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -230,7 +237,7 @@ class Core:
         loaded.split(self.config.lanes)  # refuses now what could not be run later
         return loaded
 
-    def run(self, network: Network, x: NDArray[Any]) -> Result:
+    def run(self, network: Network, x: NDArray[Any] | Sequence[NDArray[Any]]) -> Result:
         """Runs a network.
 
         Parameters
@@ -279,6 +286,10 @@ class Core:
     def _place(self, segment: Segment, columns: int, packed: PackedCache) -> Program:
         """Compiles a program for memory that no other one has, as long as there is such memory."""
         device = self.device
+        known = self.find_program(segment, columns) if self.find_program else None
+        if known is not None:
+            self._free = max(self._free, known.end)
+            return known
         end = device.memory_base + device.memory_bytes
 
         def compiled(base: int) -> Program:
@@ -292,6 +303,8 @@ class Core:
                 raise
             program = compiled(device.memory_base)
         self._free = program.end
+        if self.on_program is not None:
+            self.on_program(segment, columns, program)
         return program
 
     def _write_image(self, program: Program) -> int:
@@ -336,6 +349,8 @@ class Core:
             self._resident.clear()  # a device that restarted or went away has lost its memory
             raise
         _log.debug("%s: %s", where, counters)
+        if self.on_job is not None:
+            self.on_job(network, program, outputs)
         return outputs, counters
 
     # -- the end --------------------------------------------------------------------------------

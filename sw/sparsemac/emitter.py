@@ -250,7 +250,8 @@ class LayerCompiler:
         is_last = c == len(self.columns) - 1
         return pack(
             block, assigned, choose_format(block, layer.weight_bits), engines=config.engines,
-            bus_bytes=config.bus_bytes, out_offsets=rows - rows[0] if len(rows) else rows,
+            bus_bytes=config.bus_bytes,
+            out_offsets=(rows - rows[0]) * self.target.plane if len(rows) else rows,
             bias=part(layer.bias, c == 0), multiplier=part(layer.multiplier, is_last),
             shift=part(layer.shift, is_last))
 

@@ -381,14 +381,15 @@ def _plan(graph: Graph, load: Callable[[DeviceStage], T], per_layer: bool) -> _P
                 continue
             names = tuple(node.name for node in stage.nodes)
             try:
-                networks.append(loaded[names] if names in loaded else load(stage))
+                if names not in loaded:
+                    loaded[names] = load(stage)
             except UnsupportedLayer as error:
                 if len(names) > 1:
                     apart |= set(names)
                 else:
-                    reasons[names[0]] = str(error)
+                    reasons[stage.nodes[0].name] = str(error)
                 break
-            loaded[names] = networks[-1]
+            networks.append(loaded[names])
         else:
             return _Plan(stages, tuple(networks), reasons)
 

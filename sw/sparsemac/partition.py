@@ -40,7 +40,9 @@ class Port:
     def to_device(self, x: NDArray[np.generic]) -> NDArray[np.generic]:
         """Turns the value into what `sparsemac.driver.Core.run` takes."""
         if isinstance(self.layer, ConvLayer):
-            return self.layer.to_planes(x).transpose(1, 2, 3, 0)
+            g, planes = self.layer.geometry, self.layer.to_planes(x).transpose(1, 2, 3, 0)
+            # A map of one row and one column is a vector.
+            return planes if g.height * g.width > 1 else planes[:, 0, 0]
         return x.reshape(-1, x.shape[-1]).T
 
     def from_device(

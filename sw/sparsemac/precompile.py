@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from .config import CoreConfig
 from .conv import ConvLayer
 from .driver import Core, open
-from .emitter import PackedCache
 from .errors import ModelError
 from .graph import Graph, Node
 from .inference import Model, Placement
@@ -77,7 +76,7 @@ class Compiled:
 
 
 class _Store:
-    """Programs by what they compute; stands before a core's compiler."""
+    """Programs by what they compute, where a core looks for them before it compiles."""
 
     def __init__(self, graph: Graph, core: Core) -> None:
         self.programs: dict[Key, Program] = {}
@@ -86,17 +85,18 @@ class _Store:
         for node in graph.nodes:
             if node.layer is not None:
                 self._names.setdefault(id(node.layer), node.name)
-        self._compile = core._place
-        core._place = self.place
+        core.find_program, core.on_program = self._find, self._add
 
-    def place(self, segment: Segment, columns: int, packed: PackedCache) -> Program:
-        """As `Core._place`: a program that is known, or else a new one."""
-        key = (tuple(self._names.get(id(use.layer), "") for use in segment.uses), columns)
-        program = self.programs.get(key)
-        if program is None or not _fits(program, segment, columns, self._core):
-            self.programs[key] = program = self._compile(segment, columns, packed)
-        self._core._free = max(self._core._free, program.end)
-        return program
+    def _key(self, segment: Segment, columns: int) -> Key:
+        return tuple(self._names.get(id(use.layer), "") for use in segment.uses), columns
+
+    def _find(self, segment: Segment, columns: int) -> Program | None:
+        program = self.programs.get(self._key(segment, columns))
+        fits = program is not None and _fits(program, segment, columns, self._core)
+        return program if fits else None
+
+    def _add(self, segment: Segment, columns: int, program: Program) -> None:
+        self.programs[self._key(segment, columns)] = program
 
 
 def _fits(program: Program, segment: Segment, columns: int, core: Core) -> bool:

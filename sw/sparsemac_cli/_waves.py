@@ -6,7 +6,7 @@ simulation, which is deterministic: once in small steps, to see in which cycle t
 memory, and once with waves around that cycle.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,7 @@ CYCLES_BEFORE, CYCLES_AFTER = 4096, 512
 class JobLog:
     """Jobs of a core, in order: the network, its program, and the outputs.
 
-    Wraps ``core``, until it is closed. ``watch`` is called in place of the wait for the interrupt
-    of the job of that number.
+    ``watch`` is called before the wait for the interrupt of the job of that number.
     """
 
     core: Core
@@ -41,22 +40,16 @@ class JobLog:
     jobs: list[tuple[Network, Program, list[NDArray[Any]]]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        run_job, device = self.core._run_job, self.core.device
+        device = self.core.device
         wait = device.wait_interrupt
-
-        def logged(network: Network, program: Program, arrays: Sequence[NDArray[np.int8]],
-                   moved: list[int]) -> Any:
-            outputs, counters = run_job(network, program, arrays, moved)
-            self.jobs.append((network, program, outputs))
-            return outputs, counters
 
         def watched(timeout: float) -> None:
             if self.watch is not None and self.watch[0] == len(self.jobs):
                 self.watch[1](device)
             wait(timeout)
 
-        self.core._run_job = logged
         device.wait_interrupt = watched
+        self.core.on_job = lambda *job: self.jobs.append(job)
 
 
 @dataclass(frozen=True, slots=True)

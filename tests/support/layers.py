@@ -22,12 +22,15 @@ def random_layer(rng, rows, cols, density=0.3, *, raw=False, weight_bits=8, bias
     vector = rng.integers(-1000, 1000, rows).astype(np.int32) if bias else None
     if raw:
         return LinearLayer(weights=weights, weight_bits=weight_bits, bias=vector, name=name)
-    low, high = sorted(rng.integers(-128, 128, 2).tolist())
+    low, high = int(rng.integers(-128, -30)), int(rng.integers(30, 128))
+    # Sums of random products are about this large; most outputs must not be clamped.
+    typical = 73 * 2 ** (weight_bits - 1) / 1.7 * max(density * cols, 1) ** 0.5
+    shift = round(np.log2(typical / 50))
     return LinearLayer(
         weights=weights, weight_bits=weight_bits, bias=vector, name=name,
         mode=OutputMode(int(rng.integers(1, 3))),
         multiplier=rng.integers(1 << 30, 1 << 31, rows).astype(np.uint64),
-        shift=rng.integers(3, 12, rows), zero_point=int(rng.integers(-20, 20)), low=low, high=high,
+        shift=rng.integers(shift - 1, shift + 2, rows), zero_point=int(rng.integers(-20, 20)), low=low, high=high,
     )
 
 

@@ -30,6 +30,8 @@ def random_maps(rng, layer, columns):
 
 def golden(layer, x):
     """Runs a layer on (channels, height, width, columns), or on its elements as a vector."""
+    if isinstance(layer, ConvLayer) and x.ndim == 2:
+        x = x[:, None, None]
     if not isinstance(layer, ConvLayer):
         return run_layer(layer, x.reshape(-1, x.shape[-1]))
     y = layer.to_planes(run_conv(layer, layer.from_planes(x.transpose(3, 0, 1, 2))))
@@ -70,12 +72,24 @@ def test_convolution_equals_golden_model(core, case):
     ("whole map", Geometry(channels=5, height=6, width=4, kernel=(6, 4)), 9),
     ("steps over rows", Geometry(channels=2, height=13, width=13, kernel=(2, 2), stride=(3, 3)), 5),
     ("one channel", Geometry(channels=1, height=20, width=20, kernel=(3, 3)), 1),
+    ("one place", Geometry(channels=20, height=1, width=1, kernel=(1, 1)), 9),
+    ("one place of groups", Geometry(channels=6, height=1, width=1, kernel=(1, 1), groups=3), 2),
+    ("one padded place", Geometry(channels=5, height=1, width=1, kernel=(3, 3),
+                                  padding=(1, 1, 1, 1)), 6),
     ("many channels", Geometry(channels=150, height=3, width=3, kernel=(3, 3),
                                padding=(1, 1, 1, 1)), 4),
 ])
 def test_kinds_of_convolution(core, rng, name, geometry, outputs):
     layer = random_conv(rng, geometry, outputs, 0.4, name=name)
-    check(core, [layer], random_maps(rng, layer, 5))
+    x = random_maps(rng, layer, 5)
+    check(core, [layer], x if geometry.height * geometry.width > 1 else x[:, 0, 0])
+
+
+def test_one_place_feeds_a_padded_map(core, rng):
+    first = random_conv(rng, Geometry(channels=5, height=1, width=1, kernel=(1, 1)), 6, name="a")
+    second = random_conv(rng, Geometry(channels=6, height=1, width=1, kernel=(3, 3),
+                                       padding=(1, 1, 1, 1)), 4, name="b")
+    check(core, [first, second], random_maps(rng, first, 5)[:, 0, 0])
 
 
 @pytest.mark.parametrize("raw", [False, True])
