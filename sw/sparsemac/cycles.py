@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cycle model: how long a program takes on any core and memory, without simulating it.
+
+The units of the core are modelled by what they do, not cycle by cycle: a burst, a beat of weights,
+a row at a position and an output word are one step each. What is modelled is the core as
+`sparsemac_hw` builds it, with a memory as `sparsemac_sim` has one; ``scripts/check_cycle_model.py``
+compares the two.
+
+    program = compile_network([layer], 64, config)
+    predict_cycles(program, config, MemoryModel(latency=40)).cycles
+"""
+
+from dataclasses import dataclass
+
+from ._cycles_bus import MemoryModel
+from ._cycles_core import CoreModel
+from ._cycles_streams import Streams, read_streams
+from .commands import COMMAND_BYTES, Exec, Load, decode_list
+from .config import CoreConfig
+from .program import Program
+from .result import Counters
+
+__all__ = ["CycleEstimate", "LayerCycles", "MemoryModel", "predict_cycles"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCycles:
+    """What one layer takes, from the end of the layer before it to its own end."""
+
+    name: str
+    cycles: int
+
+
+@dataclass(frozen=True, slots=True)
+class CycleEstimate:
+    """What a job takes.
+
+    Attributes
+    ----------
+    cycles : int               From doorbell to interrupt.
+    layers : tuple of LayerCycles    In order; together they take all cycles.
+    counters : Counters        As the core's own would be, with the cycles lost by cause.
+    config : CoreConfig
+    """
+
+    cycles: int
+    layers: tuple[LayerCycles, ...]
+    counters: Counters
+    config: CoreConfig
+
+    @property
+    def stalls(self) -> dict[str, float]:
+        """Shares of all engine cycles in which nothing was issued, by cause."""
+        return self.counters.lost(self.config.engines)
+
+
+def predict_cycles(program: Program, config: CoreConfig, memory: MemoryModel | None = None
+                   ) -> CycleEstimate:
+    """Predicts the cycles of a job.
+
+    Parameters
+    ----------
+    program : Program
+    config : CoreConfig      The core that the program was compiled for.
+    memory : MemoryModel     None: the default one.
+
+    Raises
+    ------
+    CommandError, StreamError    If the program is none that the core would run.
+    """
+    commands = decode_list(program.image[:program.command_count * COMMAND_BYTES])
+    known: dict[tuple[object, ...], Streams] = {}
+
+    def streams_of(command: Exec) -> Streams:
+        key = (command.weights, command.beats, command.positions, command.width, command.mode,
+               command.psum_out, command.out_step, command.out_wrap_step,
+               command.output % config.bus_bytes)
+        if key not in known:
+            first = command.weights - program.image_address
+            data = program.image[first:first + command.beats * config.bus_bytes]
+            known[key] = read_streams(command, data, config)
+        return known[key]
+
+    core = CoreModel(config, memory or MemoryModel(), streams_of)
+    core.run(commands)
+    return CycleEstimate(core.cycles, _layers(program, commands, core.exec_ends, core.cycles),
+                         Counters(**core.counters), config)
+
+
+def _layers(program: Program, commands: list[Load | Exec], ends: list[int], cycles: int
+            ) -> tuple[LayerCycles, ...]:
+    """Deals the time line out to the layers."""
+    return ()
