@@ -35,7 +35,7 @@ STORE_CYCLES, GRANT_CYCLES = 2, 3
 #: How far ahead the offers of all engines are known: from a row's end to its word.
 LOOKAHEAD_CYCLES = 16
 
-_NEVER = -(1 << 60)
+_NEVER, _FOREVER = -(1 << 60), 1 << 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +120,7 @@ class Bus:
         self.beats = 0
         self._asked: list[tuple[int, int, Process, Callable[[int, int], None]] | None] = [None] * 3
         self._free = 0  # when the next request can be taken
+        self._alarm = _FOREVER  # when the arbiter looks at the requests next
         self._weights_turn = False
         self._last = _NEVER  # when the newest beat comes
         self._ends: deque[int] = deque()  # when each burst under way ends
@@ -135,7 +136,14 @@ class Bus:
         ``deliver(first, count)`` is told when ``count`` beats come, one per cycle from ``first``.
         """
         self._asked[client] = (time, beats, asker, deliver)
-        self._clock.wake(self._process, max(time, self._free), late=True)
+        self._wake(time)
+
+    def _wake(self, time: int) -> None:
+        """Arbitrates at a time, or as soon as a request can be taken."""
+        time = max(time, self._free)
+        if time < self._alarm:
+            self._alarm = time
+            self._clock.wake(self._process, time, late=True)
 
     def _choose(self) -> int | None:
         now = self._clock.now
@@ -149,6 +157,8 @@ class Bus:
     def _arbitrate(self) -> Process:
         while True:
             now = self._clock.now
+            if now >= self._alarm:
+                self._alarm = _FOREVER
             while self._ends and self._ends[0] < now:
                 self._ends.popleft()
                 self._under_way -= 1
@@ -165,7 +175,7 @@ class Bus:
                 self._take(now, *request[1:])
             times = [a[0] for a in self._asked if a is not None]
             if times:
-                self._clock.wake(self._process, max(min(times), self._free), late=True)
+                self._wake(min(times))
             yield None
 
     def _take(self, now: int, beats: int, asker: Process, deliver: Callable[[int, int], None]
@@ -348,12 +358,12 @@ class Store:
     def known_until(self, engine: int) -> int:
         """Returns the cycle before which no further word of an engine can be taken."""
         offers = self._offers[engine]
-        return max(self._time, offers[0]) if offers else 1 << 62
+        return max(self._time, offers[0]) if offers else _FOREVER
 
     def _next(self) -> tuple[int, int]:
         """Whose word comes next, and when."""
         offers, turn, engines = self._offers, self._turn, len(self._offers)
-        time, best, who = self._time, 1 << 62, 0
+        time, best, who = self._time, _FOREVER, 0
         for d in range(engines):
             e = (turn + d) % engines
             if offers[e]:

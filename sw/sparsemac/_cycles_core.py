@@ -253,10 +253,10 @@ class CoreModel:
         """Adds up what the engines did in the cycles of an EXEC."""
         counters = self.counters
         for engine in self._engines:
-            busy = engine.all_issued - first
+            busy = engine.all_issued - first - 1  # in its first cycle an engine looks idle
             counters["stall_weights"] += busy - engine.issued - engine.short - engine.store
             counters["stall_short"] += engine.short
             counters["stall_store"] += engine.store
-            counters["idle"] += last + 1 - engine.all_issued
+            counters["idle"] += last - first + 1 - busy
         for name in ("issued", "fillers", "write_beats", "write_bytes"):
             counters[name] += getattr(streams, name)

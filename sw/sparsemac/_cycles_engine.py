@@ -10,7 +10,7 @@ from bisect import insort
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ._cycles_streams import EMITS, ENDS_ROW, EngineStream
+from ._cycles_streams import EMITS, ENDS_ROW, WINDOW_BITS, EngineStream
 from .config import CoreConfig
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DISTRIBUTED_DEPTH = 32
 UNPACK_CYCLES, ENTRIES_ON_THE_WAY = 3, 2
 
 #: Cycles from the last entry of a row to the sum of lane 0.
-LANE_CYCLES = 7
+LANE_CYCLES = 6
 
 #: Cycles from a sum to the result, and from the result to a beat that is offered to the store.
 RESULT_CYCLES, ASSEMBLE_CYCLES = 11, 2
@@ -58,6 +58,8 @@ class EngineModel:
         self._taken: list[int] = []  # when each beat may leave, were it there
         self._started = 0  # beats of the EXECs before
         self._parts: list[Iterator[bool]] = []
+        self._beat_words = config.bus_width // 32
+        self._window_beats = WINDOW_BITS // config.bus_width
         buses, words = config.sum_buses, config.out_words
         sums = 0 if buses == 1 else _queue_cycles(words * config.lanes // buses)
         self._lane_cycles = LANE_CYCLES + sums + config.lanes - 1
@@ -84,7 +86,8 @@ class EngineModel:
 
     def advance(self) -> None:
         """Goes on as far as all times are known."""
-        while any([next(part, False) for part in self._parts]):
+        parts = self._parts
+        while parts and next(parts[0], False) | next(parts[1], False):
             pass
         self._settle()
         if self._parts and self._unpacked >= 0 and len(self.pops) == self._started + self._rounds:
@@ -110,7 +113,9 @@ class EngineModel:
         arrivals, pops, taken = self.arrivals, self.pops, self._taken
         first_beat, pop_items = self._started, self._stream.pops
         hidden = self._config.entry_depth + ENTRIES_ON_THE_WAY + 1
-        now, item, held, row, popped = self._start + 1, -1, -1, 0, 0
+        now, item, held, row = self._start + 1, -1, -1, 0
+        popped = min(self._window_beats, self._rounds)  # they leave to fill the empty window
+        taken.extend([self._start + self._beat_words] * popped)
         moved = False
         for items, beat, entries, kind in self._stream.segments:
             now += items

@@ -12,12 +12,12 @@ from .config import CoreConfig
 from .csr import Csr
 from .stream import HEADER_BITS, UnpackedStreams, unpack
 
-__all__ = ["EMITS", "ENDS_ROW", "EngineStream", "Streams", "read_streams"]
+__all__ = ["EMITS", "ENDS_ROW", "WINDOW_BITS", "EngineStream", "Streams", "read_streams"]
 
 #: Kinds of a segment, as bits: the row goes to the result path; its last entry is unpacked.
 EMITS, ENDS_ROW = 1, 2
 
-#: Bits that the unpacker holds beside the beat that it draws words from.
+#: Bits that the unpacker holds beside the FIFO.
 WINDOW_BITS = 64
 
 
