@@ -3,19 +3,10 @@
 
 from collections.abc import Callable, Sequence
 
-from ._cycles_bus import (
-    COMMANDS,
-    LOADS,
-    Budget,
-    Bus,
-    Clock,
-    MemoryModel,
-    Process,
-    Store,
-    WeightFetch,
-    bursts_of,
-)
+from ._cycles_bus import COMMANDS, LOADS, Bus, WeightFetch, bursts_of
 from ._cycles_engine import EngineModel
+from ._cycles_memory import Clock, DataPins, MemoryModel, Process
+from ._cycles_store import Store
 from ._cycles_streams import Streams
 from .commands import COMMAND_BYTES, Exec, Load, OutputMode
 from .config import CoreConfig
@@ -75,12 +66,13 @@ class CoreModel:
                  read_streams: Callable[[Exec], Streams]) -> None:
         self._config, self._read_streams = config, read_streams
         self._clock = clock = Clock()
-        budget = Budget(memory, config.bus_bytes)
-        self._bus = Bus(clock, memory, budget)
+        pins = DataPins(clock, memory, config.bus_bytes)
+        self._bus = Bus(clock, memory, pins)
         self._engines = [EngineModel(e, config, self) for e in range(config.engines)]
         self.fetch = WeightFetch(clock, self._bus, config, self._engines)
         self.fetch.on_ready = lambda: self._wake("hand_on")
-        self.store = Store(clock, memory, budget, config, self._engines)
+        self.store = Store(clock, memory, pins, config, self._engines)
+        self.store.on_idle = lambda: self._wake("execs")
         self.exec_ends: list[int] = []
         self.cycles = 0
         self.counters = dict.fromkeys((*_SPENT, "fillers", "write_beats", "write_bytes"), 0)
@@ -228,7 +220,7 @@ class CoreModel:
             self._exec_free = begin + 1
             self._wake("hand_on")
             self._start(command, streams, begin + 1)
-            while self._at_work:
+            while self._at_work or self.store.busy:
                 self._parked.add("execs")
                 yield None
             complete = max(begin + 3, self.store.idle, *(e.done for e in self._engines))

@@ -12,8 +12,8 @@ compares the two.
 
 from dataclasses import dataclass
 
-from ._cycles_bus import MemoryModel
 from ._cycles_core import CoreModel
+from ._cycles_memory import MemoryModel
 from ._cycles_streams import Streams, read_streams
 from .commands import COMMAND_BYTES, Exec, Load, decode_list
 from .config import CoreConfig

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The cycle model of the store: output words of all engines, merged and written."""
+
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from ._cycles_engine import ASSEMBLE_CYCLES, DISTRIBUTED_DEPTH, RESULT_CYCLES, EngineModel
+from ._cycles_memory import FOREVER, NEVER, Alarm, Clock, DataPins, MemoryModel
+from .config import CoreConfig
+
+__all__ = ["Store"]
+
+#: Written bursts that may await their response.
+WRITES_UNDER_WAY = 16
+
+#: Cycles from a beat in the merger to the request of its burst, from there to its data, and from
+#: the last beat to its response, beside the memory's latency.
+REQUEST_CYCLES, GRANT_CYCLES, ANSWER_CYCLES = 2, 3, 1
+
+#: How far ahead the words of all engines are known: less than it takes from the end of a row.
+LOOKAHEAD_CYCLES = 16
+
+
+class Store:
+    """Takes words from the engines in turn and writes them.
+
+    Attributes
+    ----------
+    idle : int          When everything so far is acknowledged.
+    on_idle : function  Called when all words have been written.
+    """
+
+    def __init__(self, clock: Clock, memory: MemoryModel, pins: DataPins, config: CoreConfig,
+                 engines: Sequence[EngineModel]) -> None:
+        self._clock, self._latency, self._pins = clock, memory.latency, pins
+        self._config, self._engines = config, engines
+        self.idle = 0
+        self.on_idle: Callable[[], None] = lambda: None
+        self._offers: list[deque[int]] = [deque() for _ in engines]
+        self._pending = 0  # words that are offered
+        self._time, self._turn = 0, 0  # from when whose turn it is
+        self._alarm = Alarm(clock, self._merge)
+        self._word_beats = self._result_cycles = 1
+        self._first_cycles = 0
+        self._depth = max(16, 2 * self._beats_of(raw=True))
+        self._merged: deque[int] = deque()  # words to be written: when they are merged
+        self._beats = 0  # of all words so far
+        self._taken: list[int] = []  # when each beat leaves the queue
+        self._asked = NEVER
+        self._under_way = 0  # words asked for, not yet written
+        self._answered: list[int] = []  # when each word is acknowledged
+        self._words = 0  # words asked for
+
+    def _beats_of(self, raw: bool) -> int:
+        return max(1, self._config.out_word_bytes(raw) // self._config.bus_bytes)
+
+    def begin(self, raw: bool) -> None:
+        """Takes note of the words of an EXEC."""
+        config = self._config
+        self._word_beats = self._beats_of(raw)
+        self._result_cycles = config.lanes // self._word_beats  # of a beat
+        queue = config.out_words * self._beats_of(raw=True) > DISTRIBUTED_DEPTH
+        # From the last sum of a word to its first beat.
+        self._first_cycles = (RESULT_CYCLES + ASSEMBLE_CYCLES + queue
+                              - (self._word_beats - 1) * self._result_cycles)
+
+    @property
+    def busy(self) -> bool:
+        """Whether words are still to be written."""
+        return bool(self._pending or self._merged or self._under_way)
+
+    def offer(self, engine: int, last_sum: int) -> None:
+        """Takes note of a word whose last sum leaves the lanes at a time."""
+        time = last_sum + self._first_cycles
+        self._offers[engine].append(time)
+        self._pending += 1
+        if self._pending == 1:
+            self._alarm.set(max(time - LOOKAHEAD_CYCLES, self._clock.now))
+
+    def known_until(self, engine: int) -> int:
+        """Returns the cycle before which no further word of an engine can be taken."""
+        offers = self._offers[engine]
+        return max(self._time, offers[0]) if offers else FOREVER
+
+    # -- merging --------------------------------------------------------------------------------
+
+    def _next(self) -> tuple[int, int]:
+        """When the next word is taken, and whose."""
+        offers, turn, engines = self._offers, self._turn, len(self._offers)
+        time, best, who = self._time, FOREVER, 0
+        for d in range(engines):
+            e = (turn + d) % engines
+            if offers[e]:
+                late = offers[e][0] - time - d
+                when = time + d + (-(-late // engines) * engines if late > 0 else 0)
+                if when < best:
+                    best, who = when, e
+                    if late <= 0:
+                        break
+        return best, who
+
+    def _merge(self) -> None:
+        """Takes words as far as it is known whose comes next."""
+        limit, beats, taken = self._clock.now + LOOKAHEAD_CYCLES, self._word_beats, self._taken
+        while self._pending:
+            time, number = self._next()
+            if time > limit:
+                self._alarm.set(time)
+                return
+            displaced = self._beats + beats - 1 - self._depth  # beat whose place the last one takes
+            if displaced >= len(taken):
+                return  # until it is written
+            if displaced >= 0:
+                time = max(time, taken[displaced] + 2 - (beats - 1))
+            offered = self._offers[number].popleft()
+            time = max(time + beats - 1, offered + (beats - 1) * self._result_cycles)
+            self._time, self._turn = time + 1, (number + 1) % len(self._offers)
+            self._beats += beats
+            self._pending -= 1
+            self._merged.append(time)
+            self._write()
+            engine = self._engines[number]
+            insort(engine.returned, time)
+            engine.advance()
+
+    # -- writing --------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        """Asks for bursts as long as it is known when they may be."""
+        while self._merged:
+            time = max(self._merged[0] + REQUEST_CYCLES, self._asked + 1)
+            before = self._words - WRITES_UNDER_WAY
+            if before >= len(self._answered):
+                return
+            if before >= 0:
+                time = max(time, self._answered[before] + 1)
+            self._merged.popleft()
+            self._asked = time
+            self._words += 1
+            self._under_way += 1
+            self._pins.write(time + GRANT_CYCLES, self._word_beats, self._written)
+
+    def _written(self, time: int) -> None:
+        """Notes that a beat is written."""
+        taken = self._taken
+        taken.append(time - 1)
+        if len(taken) % self._word_beats == 0:
+            last = self._answered[-1] + 1 if self._answered else 0
+            self._answered.append(max(time + self._latency + ANSWER_CYCLES, last))
+            self._under_way -= 1
+            self.idle = self._answered[-1] + 1
+        if time == self._clock.now:  # told as it happens
+            self._write()
+            self._merge()
+            if not self.busy:
+                self.on_idle()
