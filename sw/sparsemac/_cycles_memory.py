@@ -156,7 +156,7 @@ class DataPins:
         left = self._fill(now)
         if left >= self._beat_bytes and min(read, write) <= now:
             reads, writes = read <= now, write <= now
-            if reads and writes and now % 2 and left < 2 * self._beat_bytes:
+            if reads and writes and not now % 2 and left < 2 * self._beat_bytes:
                 writes = False
             self._left = left - (reads + writes) * self._beat_bytes
             self._filled = now
