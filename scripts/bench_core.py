@@ -172,7 +172,7 @@ def conv_of(csr: Csr, channels: int, side: int, kernel: int, name: str,
     """A square convolution whose output is as large as its input, or half of it."""
     pad = kernel // 2
     geometry = Geometry(channels=channels, height=side, width=side, kernel=(kernel, kernel),
-                        stride=(stride, stride), padding=(pad,) * 4)
+                        stride=(stride, stride), padding=(pad, pad, pad, pad))
     return ConvLayer(linear=layer_of(csr, name), geometry=geometry)
 
 

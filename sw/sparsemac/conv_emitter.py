@@ -13,14 +13,13 @@ from .csr import Csr
 from .emitter import MAX_LINE_BEATS, Builder, LayerPlan, interleave
 from .layout import Tensor
 from .numerics import check_no_overflow
-from .schedule import balance_rows, row_costs
+from .schedule import BlockCost, balance_tiles
 from .stream import (
     BIAS_BITS,
     HEADER_BITS,
     SCALE_BITS,
     PackedStreams,
     choose_format,
-    entry_counts,
     pack,
 )
 
@@ -69,21 +68,24 @@ class ConvCompiler:
         self.view = ConvView(layer, source, build.config)
         raw = self.linear.mode == OutputMode.RAW
         check_no_overflow(self.linear.weights, self.linear.bias, self.config.acc_width)
-        row_bits = (HEADER_BITS + BIAS_BITS * (self.linear.bias is not None)
-                    + SCALE_BITS * (not raw))
-        self.tiling, self.estimated = build.decide(index, lambda: self._choose(row_bits))
+        bias = self.linear.bias
+        # Biases that are all zero cost bits and cycles, and add nothing.
+        self.bias = bias if bias is not None and bias.any() else None
+        self.row_bits = HEADER_BITS + BIAS_BITS * (self.bias is not None) + SCALE_BITS * (not raw)
+        self.tiling, self.estimated = build.decide(index, self._choose)
         self.line = self.view.line_words(self.tiling.band, self.tiling.bands(
             self.geometry.out_height))
         self.fmt: StreamFormat | None = None
 
-    def _choose(self, row_bits: int) -> tuple[ConvTiling, int]:
+    def _choose(self) -> tuple[ConvTiling, int]:
         """Chooses with the entry size of the whole matrix, as if it were one tile."""
         one = Pass(np.arange(self.layer.outputs), (slice(0, self.geometry.channels),))
         whole = ConvTiling(1, 1, 1, (one,), 1)
         matrix = self.view.matrix(whole, one.channels, one.inputs[0],
                                   self.geometry.reach[0] * self.source.row_pitch)
         bits = choose_format(matrix, self.linear.weight_bits).entry_bits
-        return choose_conv_tiling(self.view, self.target, entry_bits=bits, row_bits=row_bits)
+        return choose_conv_tiling(self.view, self.target, entry_bits=bits,
+                                  row_bits=self.row_bits)
 
     def plan(self) -> LayerPlan:
         """Returns what was decided."""
@@ -100,26 +102,27 @@ class ConvCompiler:
         if key not in self.build.cache:
             matrices = [self.view.matrix(self.tiling, p.channels, inputs, self.line)
                         for inputs in p.inputs]
-            assigned = self._assign(matrices)
-            self.build.cache[key] = [
-                self._pack_tile(matrix, p, assigned, t) for t, matrix in enumerate(matrices)
-            ]
+            self.build.cache[key] = self._pack_tiles(matrices, p)
         return self.build.cache[key]
 
-    def _assign(self, matrices: list[Csr]) -> list[NDArray[np.int64]]:
-        """Rows of each engine; the same for all tiles, as partial sums stay in an engine."""
-        counts = np.zeros(matrices[0].shape[0], np.int64)
-        costs = np.zeros_like(counts)
-        for matrix in matrices:
-            entries = entry_counts(matrix, self.linear.weight_bits)
-            counts += entries
-            costs += row_costs(entries, self.config.shortest_row_cycles)
-        assigned = balance_rows(costs, self.config.engines, self.tiling.rows_per_engine)
-        positions = self.tiling.positions
-        return [interleave(rows, counts, self.config, positions) for rows in assigned]
+    def _pack_tiles(self, matrices: list[Csr], p: Pass) -> list[PackedStreams]:
+        """Packs the channel tiles of a pass.
+
+        Engines get the same rows in all of them, as partial sums stay in an engine.
+        """
+        config, positions = self.config, self.tiling.positions
+        parts = [BlockCost(m, self.linear.weight_bits, self.row_bits) for m in matrices]
+        formats = [part.choose(positions, config) for part in parts]
+        costs = np.array([part.cycles(fmt, (positions,), config.shortest_row_cycles)
+                          for part, fmt in zip(parts, formats, strict=True)])
+        counts = np.sum([part.counts for part in parts], axis=0)
+        assigned = [interleave(rows, counts, config, positions) for rows in balance_tiles(
+            costs, config.engines, self.tiling.rows_per_engine)]
+        return [self._pack_tile(matrix, p, assigned, fmt, t)
+                for t, (matrix, fmt) in enumerate(zip(matrices, formats, strict=True))]
 
     def _pack_tile(self, matrix: Csr, p: Pass, assigned: list[NDArray[np.int64]],
-                   t: int) -> PackedStreams:
+                   fmt: StreamFormat, t: int) -> PackedStreams:
         linear, tiling, target = self.linear, self.tiling, self.target
         rows = np.repeat(p.channels, tiling.blocks)
         starts = np.tile(np.array(tiling.block_starts), len(p.channels))
@@ -129,10 +132,10 @@ class ConvCompiler:
 
         is_last = t == len(p.inputs) - 1
         return pack(
-            matrix, assigned, choose_format(matrix, linear.weight_bits),
+            matrix, assigned, fmt,
             engines=self.config.engines, bus_bytes=self.config.bus_bytes,
             out_offsets=(rows - p.channels[0]) * target.plane + starts * target.row_pitch,
-            bias=part(linear.bias, t == 0), multiplier=part(linear.multiplier, is_last),
+            bias=part(self.bias, t == 0), multiplier=part(linear.multiplier, is_last),
             shift=part(linear.shift, is_last))
 
     # -- commands -------------------------------------------------------------------------------
@@ -209,7 +212,7 @@ class ConvCompiler:
             positions=self.tiling.positions, width=width, step=step,
             wrap_step=g.stride[0] * self.source.row_pitch - (width - 1) * step,
             out_step=1, out_wrap_step=target.row_pitch - (width - 1), format=streams.fmt,
-            has_bias=linear.bias is not None and t == 0,
+            has_bias=self.bias is not None and t == 0,
             mode=linear.mode if is_last else OutputMode.RAW, psum_in=t > 0, psum_out=not is_last,
             zero_point=linear.zero_point, low=linear.low, high=linear.high, wait=place.loads))
         build.execs += 1

@@ -14,7 +14,7 @@ from .csr import Csr
 from .layer import LinearLayer
 from .layout import Tensor, round_up
 from .numerics import check_no_overflow
-from .schedule import balance_rows, row_costs
+from .schedule import BlockCost, balance_tiles
 from .stream import (
     BIAS_BITS,
     HEADER_BITS,
@@ -197,11 +197,13 @@ class LayerCompiler:
         raw = layer.mode == OutputMode.RAW
         check_no_overflow(layer.weights, layer.bias, self.config.acc_width)
         self.fmt = choose_format(self.weights, layer.weight_bits)
+        # Biases that are all zero cost bits and cycles, and add nothing.
+        self.bias = layer.bias if layer.bias is not None and layer.bias.any() else None
         self.entries = entry_counts(self.weights, layer.weight_bits)
-        row_bits = HEADER_BITS + BIAS_BITS * (layer.bias is not None) + SCALE_BITS * (not raw)
+        self.row_bits = HEADER_BITS + BIAS_BITS * (self.bias is not None) + SCALE_BITS * (not raw)
         self.tiling, self.estimated = build.decide(index, lambda: choose_tiling(
             self.weights.without_zeros(), self.config, source.groups,
-            entry_bits=self.fmt.entry_bits, row_bits=row_bits, raw=raw, name=layer.name))
+            entry_bits=self.fmt.entry_bits, row_bits=self.row_bits, raw=raw, name=layer.name))
         self.columns = self.tiling.column_tiles(self.weights.shape[1])
 
     def plan(self) -> LayerPlan:
@@ -213,34 +215,39 @@ class LayerCompiler:
         """Streams of one row tile, one for each column tile."""
         tiling = self.tiling
         rows = tiling.row_tiles[r].rows
-        key = self.index, r, len(rows), int(rows.sum()), tiling.columns, tiling.rows_per_engine
+        sizes = tiling.positions if tiling.row_tiles[r].replayed else (1,)
+        key = (self.index, r, len(rows), int(rows.sum()), tiling.columns, tiling.rows_per_engine,
+               max(sizes) == 1)
         if key not in self.build.cache:
             selected = _select(self.weights, rows)
             blocks = [selected.take(slice(None), c) for c in self.columns]
-            assigned = self._assign(blocks)
-            self.build.cache[key] = [
-                self._pack_block(block, rows, assigned, c) for c, block in enumerate(blocks)
-            ]
+            self.build.cache[key] = self._pack_blocks(blocks, rows, sizes)
         first_row = int(rows[0]) if len(rows) else 0
         return [
             _Piece(first_row, columns, self.build.put_weights(streams), streams)
             for columns, streams in zip(self.columns, self.build.cache[key], strict=True)
         ]
 
-    def _assign(self, blocks: list[Csr]) -> list[NDArray[np.int64]]:
-        """Rows of each engine; the same for all column tiles, as partial sums stay in an engine."""
-        counts = np.zeros(blocks[0].shape[0], np.int64)
-        costs = np.zeros_like(counts)
-        for block in blocks:
-            entries = entry_counts(block, self.layer.weight_bits)
-            counts += entries
-            costs += row_costs(entries, self.config.lanes)
-        assigned = balance_rows(costs, self.config.engines, self.tiling.rows_per_engine)
-        most = max(self.tiling.positions)
-        return [interleave(rows, counts, self.config, most) for rows in assigned]
+    def _pack_blocks(self, blocks: list[Csr], rows: NDArray[np.int64],
+                     sizes: tuple[int, ...]) -> list[PackedStreams]:
+        """Packs the blocks of some rows; ``sizes`` are the positions of their EXECs.
+
+        Engines get the same rows in all blocks, as partial sums stay in an engine.
+        """
+        config, most = self.config, max(sizes)
+        parts = [BlockCost(block, self.layer.weight_bits, self.row_bits) for block in blocks]
+        formats = [part.choose(most, config) for part in parts]
+        costs = np.array([part.cycles(fmt, sizes, config.lanes)
+                          for part, fmt in zip(parts, formats, strict=True)])
+        counts = np.sum([part.counts for part in parts], axis=0)
+        assigned = [interleave(mine, counts, config, most) for mine in balance_tiles(
+            costs, config.engines, self.tiling.rows_per_engine)]
+        return [self._pack_block(block, rows, assigned, fmt, c)
+                for c, (block, fmt) in enumerate(zip(blocks, formats, strict=True))]
 
     def _pack_block(self, block: Csr, rows: NDArray[np.int64],
-                    assigned: list[NDArray[np.int64]], c: int) -> PackedStreams:
+                    assigned: list[NDArray[np.int64]], fmt: StreamFormat, c: int
+                    ) -> PackedStreams:
         """Packs one block: the bias goes with the first column tile, the scale with the last."""
         layer, config = self.layer, self.config
 
@@ -249,16 +256,15 @@ class LayerCompiler:
 
         is_last = c == len(self.columns) - 1
         return pack(
-            block, assigned, choose_format(block, layer.weight_bits), engines=config.engines,
-            bus_bytes=config.bus_bytes,
-            out_offsets=(rows - rows[0]) * self.target.plane if len(rows) else rows,
-            bias=part(layer.bias, c == 0), multiplier=part(layer.multiplier, is_last),
-            shift=part(layer.shift, is_last))
+            block, assigned, fmt, engines=config.engines, bus_bytes=config.bus_bytes,
+            out_offsets=rows - rows[0] if len(rows) else rows, bias=part(self.bias, c == 0),
+            multiplier=part(layer.multiplier, is_last), shift=part(layer.shift, is_last))
 
     def compile(self, weights_address: int) -> None:
         """Emits the commands of the layer."""
         tiling = self.tiling
         pieces = [self._pack_rows(r) for r in range(len(tiling.row_tiles))]
+        self.fmt = pieces[0][0].streams.fmt
         starts = np.cumsum((0, *tiling.positions))
         loaded = _Loaded(0, 0, 0)
         for step in steps(tiling, len(self.columns)):
@@ -309,7 +315,7 @@ class LayerCompiler:
             base=base, limit=max(piece.columns.stop - piece.columns.start, 1),
             positions=step.positions, width=step.positions, step=loaded.pitch, wrap_step=0,
             out_step=target.pitch, out_wrap_step=0, format=piece.streams.fmt,
-            has_bias=layer.bias is not None and c == 0,
+            has_bias=self.bias is not None and c == 0,
             mode=layer.mode if is_last else OutputMode.RAW, psum_in=c > 0, psum_out=not is_last,
             zero_point=layer.zero_point, low=layer.low, high=layer.high, wait=loaded.loads))
         build.execs += 1

@@ -181,7 +181,7 @@ def test_same_layers_make_the_same_image(rng):
 
 def test_streams_are_reused_for_other_columns(rng):
     layers, packed = [random_layer(rng, 20, 30)], {}
-    first = compile_network(layers, 4, CONFIG, packed=packed)
+    first = compile_network(layers, 8, CONFIG, packed=packed)
     count = len(packed)
     second = compile_network(layers, 40, CONFIG, packed=packed)
     assert len(packed) == count
