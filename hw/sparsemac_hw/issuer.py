@@ -3,13 +3,13 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
-from .layouts import exec_layout, index_shape
+from .layouts import chunk_entries, exec_layout, index_shape, partial_width
 from .unpacker import entry_layout
 
 __all__ = ["RowIssuer"]
@@ -37,7 +37,8 @@ class RowIssuer(wiring.Component):
     start : In(1)                         Strobe: an EXEC begins; ``command`` is valid from here on.
     command : In(exec_layout)
     returned : In(2)                      So many credits come back.
-    o_valid, o_addr, o_weight, o_last : Out     To the lanes.
+    o_valid, o_addr, o_weight : Out       To the lanes.
+    o_end, o_last : Out(1)                The entry ends a chunk (`chunk_entries`), or its row.
     issued : Out(1)                       An entry is issued in this cycle.
     wait_short, wait_store : Out(1)       Why the last entry of a row is held back.
     quiet : Out(1)                        No row is at work or waiting.
@@ -53,6 +54,7 @@ class RowIssuer(wiring.Component):
     o_valid: Signal
     o_addr: Signal
     o_weight: Signal
+    o_end: Signal
     o_last: Signal
     issued: Signal
     wait_short: Signal
@@ -75,6 +77,7 @@ class RowIssuer(wiring.Component):
             "o_valid": Out(1),
             "o_addr": Out(config.address_bits),
             "o_weight": Out(signed(8)),
+            "o_end": Out(1),
             "o_last": Out(1),
             "issued": Out(1),
             "wait_short": Out(1),
@@ -141,12 +144,30 @@ class RowIssuer(wiring.Component):
             m.d.sync += [active.eq(self.i_count.valid), length.eq(self.i_count.p)]
 
         pass_addr = self._positions(m, issue & is_last, final_pass)
-        self._address(m, issue, is_last, pass_addr, read)
+        is_end = is_last | self._ends_chunk(m, issue, is_last, left)
+        self._address(m, issue, is_end, is_last, pass_addr, read)
         m.d.comb += [
             self.quiet.eq(~active & ~self.i_count.valid),
             self.empty.eq(self.quiet & all_returned),
         ]
         return m
+
+    def _ends_chunk(self, m: Module, issue: Value, is_last: Value, left: Signal) -> Value:
+        """Whether the entry ends a chunk: it is long enough, and so is the rest of the row."""
+        if partial_width(self._config) == self._config.acc_width:
+            return Const(0, 1)
+        chunk = chunk_entries(self._config)
+        bits = chunk.bit_length() - 1
+        summed = Signal(range(chunk))  # entries before this one, as far as it matters
+        ends = Signal()
+        m.d.comb += ends.eq(
+            summed.all() & (left[bits + 1 :].any() | (left[bits] & left[:bits].any()))
+        )
+        with m.If(issue & (is_last | ends)):
+            m.d.sync += summed.eq(0)
+        with m.Elif(issue & ~summed.all()):
+            m.d.sync += summed.eq(summed + 1)
+        return ends
 
     def _permissions(self, m: Module, ends: Value) -> tuple[Signal, Signal, Signal]:
         """Distance between last entries, and credits for output words."""
@@ -188,24 +209,26 @@ class RowIssuer(wiring.Component):
             ]
         return pass_addr
 
-    def _address(self, m: Module, issue: Signal, is_last: Signal, pass_addr: Signal,
-                 read: Any) -> None:
+    def _address(self, m: Module, issue: Signal, is_end: Value, is_last: Signal,
+                 pass_addr: Signal, read: Any) -> None:
         """Adds the entry's offset, once it has been read, to the address of its position."""
         valid_1 = Signal()
-        last_1 = Signal(reset_less=True)
+        end_1, last_1 = Signal(reset_less=True), Signal(reset_less=True)
         pass_1 = Signal(16, reset_less=True)
         addr = Signal(17, reset_less=True)
         valid_2 = Signal()
-        last_2 = Signal(reset_less=True)
+        end_2, last_2 = Signal(reset_less=True), Signal(reset_less=True)
         weight_2 = Signal(signed(8), reset_less=True)
         m.d.sync += [
             valid_1.eq(issue), last_1.eq(is_last), pass_1.eq(pass_addr),
+            end_1.eq(is_end), end_2.eq(end_1),
             valid_2.eq(valid_1), last_2.eq(last_1), weight_2.eq(read.data.weight),
             addr.eq(pass_1 + read.data.offset),
         ]
         address_bits = self._config.address_bits
         m.d.comb += [
             self.o_valid.eq(valid_2 & ~self.overrun),
+            self.o_end.eq(end_2),
             self.o_last.eq(last_2),
             self.o_weight.eq(weight_2),
             self.o_addr.eq(addr),
