@@ -15,7 +15,8 @@ from .layouts import exec_layout, index_shape, out_beat_layout, partial_width, r
 from .results import ResultPath
 from .streams import Queue, connect_stream
 from .sums import RowSum, SumQueue
-from .unpacker import Unpacker, weight_beat_layout
+from .unpacker import Unpacker
+from .window import weight_beat_layout
 
 __all__ = ["Engine"]
 
