@@ -90,30 +90,30 @@ class Unpacker(wiring.Component):
 
         # The items under way in the window: what they are.
         self._asked = Signal(Item)
-        self._item_1, self._item = Signal(Item, reset_less=True), Signal(Item, reset_less=True)
+        self._header = Signal()  # a word of a header is asked for
+        item_1 = Signal(Item, reset_less=True)
+        self._item = Signal(Item, reset_less=True)
         self._valid_1, self._valid = Signal(), Signal()
+        self._is_count, self._is_entry = Signal(), Signal()
         with m.If(window.advance):
             m.d.sync += [
-                self._item_1.eq(self._asked), self._item.eq(self._item_1),
+                item_1.eq(self._asked), self._item.eq(item_1),
                 self._valid_1.eq(window.step), self._valid.eq(self._valid_1),
+                self._is_count.eq(self._valid_1 & (item_1 == Item.COUNT)),
+                self._is_entry.eq(self._valid_1 & (item_1 == Item.ENTRY)),
             ]
         self._flow = Signal()  # the entries behind the window move on
-        self._is_count, self._is_entry = Signal(), Signal()
-        m.d.comb += [
-            self._is_count.eq(self._valid & (self._item == Item.COUNT)),
-            self._is_entry.eq(self._valid & (self._item == Item.ENTRY)),
-        ]
         weight = Signal(signed(8))
         bits = window.bits
         m.d.comb += weight.eq(
             Mux(self.command.int4, bits[:4].as_signed(), bits[:8].as_signed()))
         row_fault = self._judge(m, weight)
-        short_fault = self._ask(m)
+        self._ask(m)
         column_fault = self._offsets(m, weight)
         m.d.comb += self.fault.eq(Mux(
             column_fault, FaultCode.COLUMN, Mux(
                 row_fault, FaultCode.ROW, Mux(
-                    short_fault, FaultCode.STREAM, FaultCode.NONE))))
+                    self._valid & window.short, FaultCode.STREAM, FaultCode.NONE))))
         return m
 
     def _judge(self, m: Module, weight: Signal) -> Value:
@@ -127,25 +127,24 @@ class Unpacker(wiring.Component):
         self._null = Signal()
         self._complete = Signal()  # the last entry of the row is being taken
         takes_count = Signal()
-        refill = Signal()
+        refill = Signal()  # the entry taken in the last cycle was a filler
         count = bits[:15]
         m.d.comb += [
             takes_count.eq(self._is_count & self._flow & ~row_full & self.o_count.ready),
             window.advance.eq(
-                ~self._valid | Mux(self._is_entry, self._flow, ~self._is_count | takes_count)),
+                Mux(self._is_entry, self._flow, ~self._is_count | takes_count)),
             self._null.eq(takes_count & bits[15:32].all()),
             self.o_count.valid.eq(
                 self._is_count & self._flow & ~row_full & ~bits[15:32].all()),
             self.o_count.p.eq(Mux(count == 0, 1, count)),
-            refill.eq(self._is_entry & self._flow & (weight == 0)),
             self._complete.eq(
-                self._known & (need == 0) & ~self._valid_1
+                self._known & (need == 0) & ~self._valid_1 & ~refill
                 & (~self._valid | (self._is_entry & self._flow & (weight != 0)))),
         ]
-        asks_entry = window.step & (self._asked == Item.ENTRY)
-        # One more, one less or the same with a single adder.
-        m.d.sync += need.eq(
-            need + Cat(refill ^ asks_entry, (asks_entry & ~refill).replicate(len(need) - 1)))
+        m.d.sync += refill.eq(self._is_entry & self._flow & (weight == 0))
+        asks_entry = window.step & ~self._header
+        with m.If(asks_entry ^ refill):  # one more or one less, known before whether at all
+            m.d.sync += need.eq(need + Cat(1, (~refill).replicate(len(need) - 1)))
         with m.If(takes_count):
             m.d.sync += [
                 need.eq(count), self._end.eq(bits[15]), self._known.eq(1),
@@ -172,64 +171,70 @@ class Unpacker(wiring.Component):
             & (count > self._config.entry_depth)
         )
 
-    def _ask(self, m: Module) -> Value:
+    def _ask(self, m: Module) -> None:
         """Asks the window for one item after the other."""
         window, command = self._window, self.command
         entry_bits = Signal(6)
         field_bits = Mux(command.absolute, 16, command.delta_bits)
         m.d.sync += entry_bits.eq(field_bits + Mux(command.int4, 4, 8))
-        running, wanted, asked = Signal(), Signal(), Signal()
+        running, asked = Signal(), Signal()
+        # Known before the state is needed: the window's adder is in the longest path.
+        step_bits = Signal(6, reset_less=True)
         m.d.comb += [
             asked.eq(window.valid & window.advance),
-            window.step.eq(wanted & asked),
+            window.step_bits.eq(step_bits),
+            window.step.eq(asked & (self._header | (self._known & self._need.any()))),
         ]
+
+        def go(state: str) -> None:
+            m.next = state
+            if state == "DISCARD":
+                m.d.sync += self._header.eq(0)
+            else:
+                m.d.sync += [
+                    self._asked.eq(getattr(Item, state)), self._header.eq(state != "ENTRY"),
+                    step_bits.eq({"ENTRY": entry_bits, "SHIFT": 16}.get(state, 32)),
+                ]
 
         def leave_if_null() -> None:
             with m.If(self._null):
-                m.next = "DISCARD"
+                go("DISCARD")
 
         with m.FSM(name="ask"):
             with m.State("IDLE"):  # no EXEC, or its stream has been read
                 with m.If(self.start):
                     m.d.sync += running.eq(1)
-                    m.next = "READ_ROW"
-            with m.State("READ_ROW"):
-                m.d.comb += [window.step_bits.eq(32), self._asked.eq(Item.COUNT), wanted.eq(1)]
+                    go("COUNT")
+            with m.State("COUNT"):
                 m.d.sync += self._known.eq(0)
                 with m.If(asked):
                     with m.If(command.has_bias):
-                        m.next = "READ_BIAS"
+                        go("BIAS")
                     with m.Elif(self._quantized):
-                        m.next = "READ_MULTIPLIER"
+                        go("MULTIPLIER")
                     with m.Else():
-                        m.next = "READ_ENTRIES"
-            with m.State("READ_BIAS"):
-                m.d.comb += [window.step_bits.eq(32), self._asked.eq(Item.BIAS), wanted.eq(1)]
+                        go("ENTRY")
+            with m.State("BIAS"):
                 with m.If(asked):
-                    m.next = "READ_ENTRIES"
                     with m.If(self._quantized):
-                        m.next = "READ_MULTIPLIER"
+                        go("MULTIPLIER")
+                    with m.Else():
+                        go("ENTRY")
                 leave_if_null()
-            with m.State("READ_MULTIPLIER"):
-                m.d.comb += [
-                    window.step_bits.eq(32), self._asked.eq(Item.MULTIPLIER), wanted.eq(1)]
+            with m.State("MULTIPLIER"):
                 with m.If(asked):
-                    m.next = "READ_SHIFT"
+                    go("SHIFT")
                 leave_if_null()
-            with m.State("READ_SHIFT"):
-                m.d.comb += [window.step_bits.eq(16), self._asked.eq(Item.SHIFT), wanted.eq(1)]
+            with m.State("SHIFT"):
                 with m.If(asked):
-                    m.next = "READ_ENTRIES"
+                    go("ENTRY")
                 leave_if_null()
-            with m.State("READ_ENTRIES"):  # as many as the row is known to need
-                m.d.comb += [
-                    window.step_bits.eq(entry_bits), self._asked.eq(Item.ENTRY),
-                    wanted.eq(self._known & (self._need != 0)),
-                ]
+            with m.State("ENTRY"):  # as many as the row is known to need
                 with m.If(self._complete):
-                    m.next = "READ_ROW"
                     with m.If(self._end):
-                        m.next = "DISCARD"
+                        go("DISCARD")
+                    with m.Else():
+                        go("COUNT")
                 leave_if_null()
             with m.State("DISCARD"):  # padding behind the last row
                 m.d.comb += window.discard.eq(1)
@@ -238,10 +243,8 @@ class Unpacker(wiring.Component):
                     m.next = "IDLE"
         with m.If(self._null):  # no row at all: nor is there what was asked for behind it
             m.d.sync += [self._valid_1.eq(0), self._valid.eq(0)]
+            m.d.sync += [self._is_count.eq(0), self._is_entry.eq(0)]
         m.d.comb += self.done.eq(~running)
-        # Behind a header's first word it is not yet certain that there is a row.
-        certain = ~self._is_count & ~(self._valid_1 & (self._item_1 == Item.COUNT))
-        return wanted & window.short & certain
 
     def _offsets(self, m: Module, weight: Signal) -> Value:
         """Accumulates deltas into offsets.

@@ -28,6 +28,9 @@ class BitWindow(wiring.Component):
     Where the next item begins depends on how many bits this one has, not on what they say: so the
     shifter that aligns them has registers inside.
 
+    Behind the last beat come zeros, so that whether there is an item does not depend on how long it
+    is; that it was cut short is told beside it.
+
     Latency: an item that is stepped over stands on ``bits`` after `LATENCY_CYCLES` cycles with
     ``advance``. Throughput: one item per cycle.
 
@@ -40,8 +43,8 @@ class BitWindow(wiring.Component):
     step : In(1)        Step over ``step_bits`` bits, 1 to 32; only while ``valid`` and ``advance``.
     step_bits : In(6)   How many bits the next item has.
     bits : Out(32)      An item, and what follows it.
-    valid : Out(1)      ``step_bits`` bits are there.
-    short : Out(1)      The stream has ended before ``step_bits`` bits.
+    short : Out(1)      The item on ``bits`` was not complete.
+    valid : Out(1)      There is a next item.
     ended : Out(1)      The last beat has been taken.
     """
 
@@ -79,6 +82,7 @@ class BitWindow(wiring.Component):
         current = Signal(WINDOW_BITS, reset_less=True)
         following = Signal(WINDOW_BITS, reset_less=True)
         current_valid, following_valid = Signal(), Signal()
+        current_real, following_real = Signal(), Signal()  # no zeros behind the stream
         position = Signal(5)
         finished = Signal(init=1)
 
@@ -87,18 +91,20 @@ class BitWindow(wiring.Component):
         coarse = self._shifted(m, Cat(current, following), position, len(position), FINE_BITS)
         aligned = Signal(len(coarse), reset_less=True)
         fine = Signal(FINE_BITS, reset_less=True)
+        is_short = Signal()
+        end = Signal(6)
         with m.If(self.advance):
             m.d.sync += [
+                is_short.eq(~current_real | (~following_real & (end > WINDOW_BITS))),
+                self.short.eq(is_short),
                 aligned.eq(coarse), fine.eq(position),
                 self.bits.eq(self._shifted(m, aligned, fine, FINE_BITS, 0)),
             ]
 
-        end = Signal(6)
         leaves = Signal()  # the item is the last that begins in ``current``
         m.d.comb += [
             end.eq(position + self.step_bits),
-            self.valid.eq(current_valid & (following_valid | (end <= WINDOW_BITS))),
-            self.short.eq(~self.valid & finished & ~following_valid),
+            self.valid.eq(current_valid & following_valid),
             leaves.eq(self.step & end[5]),
             self.ended.eq(finished),
         ]
@@ -108,20 +114,24 @@ class BitWindow(wiring.Component):
         # Words go from the beats to ``following``, and from there to ``current``.
         words = self._bus_width // WINDOW_BITS
         word_idx = Signal(index_shape(words))
-        moves, take = Signal(), Signal()
+        moves, refill, take = Signal(), Signal(), Signal()
         m.d.comb += [
             moves.eq(leaves | ~current_valid),
-            take.eq(self.i.valid & ~finished & ~self.discard & (moves | ~following_valid)),
+            refill.eq(moves | ~following_valid),
+            take.eq(self.i.valid & ~finished & ~self.discard & refill),
         ]
         with m.If(moves):
-            m.d.sync += [current.eq(following), current_valid.eq(following_valid)]
-            m.d.sync += following_valid.eq(0)
-        with m.If(take):
+            m.d.sync += [
+                current.eq(following), current_valid.eq(following_valid),
+                current_real.eq(following_real),
+            ]
+        with m.If(refill):
             m.d.sync += [
                 following.eq(self.i.p.data.word_select(word_idx, WINDOW_BITS)),
-                following_valid.eq(1),
-                word_idx.eq((word_idx + 1) & (words - 1)),
+                following_valid.eq(self.i.valid | finished), following_real.eq(~finished),
             ]
+        with m.If(take):
+            m.d.sync += word_idx.eq((word_idx + 1) & (words - 1))
         drop = self.discard & ~finished
         m.d.comb += self.i.ready.eq((take & (word_idx == words - 1)) | drop)
         with m.If(self.i.ready & self.i.valid & self.i.p.last):
