@@ -63,7 +63,7 @@ class RowIssuer(wiring.Component):
     empty: Signal
     overrun: Signal
 
-    LATENCY_CYCLES = 2
+    LATENCY_CYCLES = 3
 
     def __init__(self, config: CoreConfig, out_words: int) -> None:
         self._config = config
@@ -245,25 +245,26 @@ class RowIssuer(wiring.Component):
     def _address(self, m: Module, issue: Signal, is_end: Value, is_last: Signal,
                  pass_addr: Signal, read: Any) -> None:
         """Adds the entry's offset, once it has been read, to the address of its position."""
-        valid_1 = Signal()
-        end_1, last_1 = Signal(reset_less=True), Signal(reset_less=True)
-        pass_1 = Signal(16, reset_less=True)
+        # Stages: the memory is read; what it gave stands in flip-flops; the address is there.
+        stages = data.StructLayout({"last": 1, "end": 1, "pass_addr": 16})
+        tags = [Signal(stages, name=f"tag_{k}", reset_less=True) for k in range(1, 4)]
+        valid = [Signal(name=f"valid_{k}") for k in range(1, 4)]
+        entry = Signal(entry_layout, reset_less=True)
+        weight = Signal(signed(8), reset_less=True)
         addr = Signal(17, reset_less=True)
-        valid_2 = Signal()
-        end_2, last_2 = Signal(reset_less=True), Signal(reset_less=True)
-        weight_2 = Signal(signed(8), reset_less=True)
         m.d.sync += [
-            valid_1.eq(issue), last_1.eq(is_last), pass_1.eq(pass_addr),
-            end_1.eq(is_end), end_2.eq(end_1),
-            valid_2.eq(valid_1), last_2.eq(last_1), weight_2.eq(read.data.weight),
-            addr.eq(pass_1 + read.data.offset),
+            tags[0].last.eq(is_last), tags[0].end.eq(is_end), tags[0].pass_addr.eq(pass_addr),
+            tags[1].eq(tags[0]), tags[2].eq(tags[1]),
+            valid[0].eq(issue), valid[1].eq(valid[0]), valid[2].eq(valid[1]),
+            entry.eq(read.data), weight.eq(entry.weight),
+            addr.eq(tags[1].pass_addr + entry.offset),
         ]
         address_bits = self._config.address_bits
         m.d.comb += [
-            self.o_valid.eq(valid_2 & ~self.overrun),
-            self.o_end.eq(end_2),
-            self.o_last.eq(last_2),
-            self.o_weight.eq(weight_2),
+            self.o_valid.eq(valid[2] & ~self.overrun),
+            self.o_end.eq(tags[2].end),
+            self.o_last.eq(tags[2].last),
+            self.o_weight.eq(weight),
             self.o_addr.eq(addr),
-            self.overrun.eq(valid_2 & addr[address_bits:].any()),
+            self.overrun.eq(valid[2] & addr[address_bits:].any()),
         ]

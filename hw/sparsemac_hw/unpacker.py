@@ -113,7 +113,7 @@ class Unpacker(wiring.Component):
         m.d.comb += self.fault.eq(Mux(
             column_fault, FaultCode.COLUMN, Mux(
                 row_fault, FaultCode.ROW, Mux(
-                    self._valid & window.short, FaultCode.STREAM, FaultCode.NONE))))
+                    self._valid & window.short & ~self._null, FaultCode.STREAM, FaultCode.NONE))))
         return m
 
     def _judge(self, m: Module, weight: Signal) -> Value:
@@ -121,34 +121,39 @@ class Unpacker(wiring.Component):
         window, command, bits = self._window, self.command, self._window.bits
         row = Signal(row_layout)
         row_full = Signal()  # the header is complete
+        self._empty = Signal()  # an entry of weight 0 must be made for the row
         self._end = Signal(reset_less=True)  # the row is the stream's last
         self._known = Signal()  # the row's count has been read
         self._need = need = Signal(15)  # entries of the row that must still be asked for
-        self._null = Signal()
+        no_row = Signal()
+        self._null = Signal()  # so it was in the last cycle
         self._complete = Signal()  # the last entry of the row is being taken
         takes_count = Signal()
         refill = Signal()  # the entry taken in the last cycle was a filler
         count = bits[:15]
         m.d.comb += [
-            takes_count.eq(self._is_count & self._flow & ~row_full & self.o_count.ready),
+            takes_count.eq(self._is_count & ~row_full & ~self._empty & self.o_count.ready),
             window.advance.eq(
                 Mux(self._is_entry, self._flow, ~self._is_count | takes_count)),
-            self._null.eq(takes_count & bits[15:32].all()),
+            no_row.eq(bits[15:32].all()),
             self.o_count.valid.eq(
-                self._is_count & self._flow & ~row_full & ~bits[15:32].all()),
+                self._is_count & ~row_full & ~self._empty & ~no_row),
             self.o_count.p.eq(Mux(count == 0, 1, count)),
             self._complete.eq(
                 self._known & (need == 0) & ~self._valid_1 & ~refill
                 & (~self._valid | (self._is_entry & self._flow & (weight != 0)))),
         ]
+        m.d.sync += self._null.eq(0)
         m.d.sync += refill.eq(self._is_entry & self._flow & (weight == 0))
         asks_entry = window.step & ~self._header
         with m.If(asks_entry ^ refill):  # one more or one less, known before whether at all
             m.d.sync += need.eq(need + Cat(1, (~refill).replicate(len(need) - 1)))
+        with m.If(self._flow):
+            m.d.sync += self._empty.eq(0)
         with m.If(takes_count):
             m.d.sync += [
-                need.eq(count), self._end.eq(bits[15]), self._known.eq(1),
-                row.out_offset.eq(bits[16:32]), row.bias.eq(0),
+                self._empty.eq((count == 0) & ~no_row), need.eq(count), self._end.eq(bits[15]),
+                self._known.eq(1), self._null.eq(no_row), row.out_offset.eq(bits[16:32]), row.bias.eq(0),
             ]
         with m.Elif(self._valid):
             with m.Switch(self._item):
@@ -163,11 +168,12 @@ class Unpacker(wiring.Component):
             Mux(self._quantized, Item.SHIFT, Mux(command.has_bias, Item.BIAS, Item.COUNT)))
         with m.If(self.o_row.ready):
             m.d.sync += row_full.eq(0)
-        with m.If(self._valid & window.advance & (self._item == final) & ~self._null):
+        with m.If(self._valid & window.advance & (self._item == final) & ~self._null
+                  & ~(self._is_count & no_row)):
             m.d.sync += row_full.eq(1)
         m.d.comb += [self.o_row.p.eq(row), self.o_row.valid.eq(row_full)]
         return (
-            takes_count & ~self._null & (command.positions > 1)
+            takes_count & ~no_row & (command.positions > 1)
             & (count > self._config.entry_depth)
         )
 
@@ -276,7 +282,6 @@ class Unpacker(wiring.Component):
         m.d.sync += mask.eq(Mux(command.absolute, 0xFFFF,
                                 (Const(1, 9) << command.delta_bits)[:9] - 1))
         opening = Signal()  # the next entry is its row's first
-        takes_empty = self._is_count & self._window.advance & ~self._null & ~bits[:15].any()
         with m.If(self._is_count):
             m.d.sync += opening.eq(1)
         with m.Elif(self._is_entry & flow):
@@ -284,8 +289,8 @@ class Unpacker(wiring.Component):
         used = weights[0].any()
         with m.If(flow):
             m.d.sync += [
-                valid[0].eq(self._is_entry | takes_empty),
-                weights[0].eq(weight), empty.eq(self._is_count), is_first[0].eq(opening),
+                valid[0].eq(self._is_entry | self._empty),
+                weights[0].eq(weight), empty.eq(self._empty), is_first[0].eq(opening),
                 field.eq(Mux(command.int4, bits[4:20], bits[8:24]) & mask),
                 # A filler's sum is kept, though it goes no further.
                 following.eq(field + 1), filler.eq(~used & ~command.absolute & ~empty),
@@ -299,8 +304,8 @@ class Unpacker(wiring.Component):
             m.d.sync += is_first[1].eq(is_first[0])
             m.d.sync += [passes[k].eq(passes[k - 1]) for k in range(2, 4)]
             # Sets and clears come last: flip-flops do them without a LUT.
-            with m.If(self._is_count):
-                m.d.sync += [weights[0].eq(0), field.eq(0), is_first[0].eq(1)]
+            with m.If(self._empty):
+                m.d.sync += [weights[0].eq(0), field.eq(0)]
             with m.If(valid[2]):
                 m.d.sync += [offset.eq(previous + jump), previous.eq(previous + jump)]
             with m.If((valid[1] & is_first[1]) | command.absolute):

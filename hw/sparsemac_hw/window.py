@@ -73,7 +73,7 @@ class BitWindow(wiring.Component):
             "bits": Out(32),
             "valid": Out(1),
             "short": Out(1),
-            "ended": Out(1),
+            "ended": Out(1, init=1),  # pyright: ignore[reportCallIssue]
         })
 
     def elaborate(self, platform: object) -> Module:
@@ -84,7 +84,6 @@ class BitWindow(wiring.Component):
         current_valid, following_valid = Signal(), Signal()
         current_real, following_real = Signal(), Signal()  # no zeros behind the stream
         position = Signal(5)
-        finished = Signal(init=1)
 
         # Widest step first, and of each step only the bits that the next ones can still reach: half
         # of what a shift of all bits takes.
@@ -106,19 +105,25 @@ class BitWindow(wiring.Component):
             end.eq(position + self.step_bits),
             self.valid.eq(current_valid & following_valid),
             leaves.eq(self.step & end[5]),
-            self.ended.eq(finished),
         ]
         with m.If(self.step):
             m.d.sync += position.eq(end[:5])
 
-        # Words go from the beats to ``following``, and from there to ``current``.
+        # A beat waits in a register, its words go to ``following`` and from there to ``current``.
         words = self._bus_width // WINDOW_BITS
+        beat = Signal(self._bus_width, reset_less=True)
+        beat_valid = Signal()
         word_idx = Signal(index_shape(words))
-        moves, refill, take = Signal(), Signal(), Signal()
+        moves, refill, take, beat_leaves = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             moves.eq(leaves | ~current_valid),
             refill.eq(moves | ~following_valid),
-            take.eq(self.i.valid & ~finished & ~self.discard & refill),
+            take.eq(beat_valid & refill),
+            beat_leaves.eq(take & (word_idx == words - 1)),
+            # Whether there is room is known from flip-flops, at the cost of a cycle for each beat;
+            # beats of a single word could not afford that.
+            self.i.ready.eq(
+                ~self.ended & (~beat_valid | self.discard | (beat_leaves if words == 1 else 0))),
         ]
         with m.If(moves):
             m.d.sync += [
@@ -127,19 +132,24 @@ class BitWindow(wiring.Component):
             ]
         with m.If(refill):
             m.d.sync += [
-                following.eq(self.i.p.data.word_select(word_idx, WINDOW_BITS)),
-                following_valid.eq(self.i.valid | finished), following_real.eq(~finished),
+                following.eq(beat.word_select(word_idx, WINDOW_BITS)),
+                following_valid.eq(beat_valid | self.ended), following_real.eq(beat_valid),
             ]
         with m.If(take):
             m.d.sync += word_idx.eq((word_idx + 1) & (words - 1))
-        drop = self.discard & ~finished
-        m.d.comb += self.i.ready.eq((take & (word_idx == words - 1)) | drop)
-        with m.If(self.i.ready & self.i.valid & self.i.p.last):
-            m.d.sync += finished.eq(1)
+        with m.If(beat_leaves):
+            m.d.sync += beat_valid.eq(0)
+        with m.If(~beat_valid | (beat_leaves if words == 1 else 0)):
+            m.d.sync += beat.eq(self.i.p.data)
+        with m.If(self.i.ready & self.i.valid):
+            m.d.sync += [beat_valid.eq(1), self.ended.eq(self.i.p.last)]
         with m.If(self.open | self.discard):
-            m.d.sync += [current_valid.eq(0), following_valid.eq(0), position.eq(0), word_idx.eq(0)]
+            m.d.sync += [
+                current_valid.eq(0), following_valid.eq(0), beat_valid.eq(0), position.eq(0),
+                word_idx.eq(0),
+            ]
         with m.If(self.open):
-            m.d.sync += finished.eq(0)
+            m.d.sync += self.ended.eq(0)
         return m
 
     @staticmethod
