@@ -11,11 +11,12 @@ from sparsemac.registers import FaultCode
 
 from .issuer import RowIssuer
 from .lanes import MacLanes
-from .layouts import exec_layout, index_shape, out_beat_layout, row_layout
+from .layouts import exec_layout, index_shape, out_beat_layout, partial_width, row_layout
 from .results import ResultPath
 from .streams import Queue, connect_stream
-from .sums import SumQueue
-from .unpacker import Unpacker, weight_beat_layout
+from .sums import RowSum, SumQueue
+from .unpacker import Unpacker
+from .window import weight_beat_layout
 
 __all__ = ["Engine"]
 
@@ -99,8 +100,7 @@ class Engine(wiring.Component):
         connect_stream(m, unpacker.o_row, rows.i)
         connect_stream(m, rows.o, results.i_row)
         connect_stream(m, results.o, wiring.flipped(self.o))
-        for b in range(config.sum_buses):
-            m.d.comb += [sums.i_valid[b].eq(lanes.o_valid[b]), sums.i_acc[b].eq(lanes.o_acc[b])]
+        self._connect_sums(m, lanes, sums)
         for part in (unpacker, issuer, results):
             m.d.comb += [part.start.eq(self.start), part.command.eq(self.command)]
         m.d.comb += [
@@ -108,6 +108,7 @@ class Engine(wiring.Component):
             lanes.i_valid.eq(issuer.o_valid),
             lanes.i_addr.eq(issuer.o_addr),
             lanes.i_weight.eq(issuer.o_weight),
+            lanes.i_end.eq(issuer.o_end),
             lanes.i_last.eq(issuer.o_last),
             results.i_valid.eq(sums.o_valid),
             results.i_acc.eq(sums.o_acc),
@@ -131,3 +132,18 @@ class Engine(wiring.Component):
                     results.overrun, FaultCode.PSUM, FaultCode.NONE)))),
         ]
         return m
+
+    def _connect_sums(self, m: Module, lanes: MacLanes, sums: SumQueue) -> None:
+        """Adds up chunks between the lanes and the queue, if rows are cut at all."""
+        config = self._config
+        for b in range(config.sum_buses):
+            source = {"valid": lanes.o_valid[b], "acc": lanes.o_acc[b]}
+            if partial_width(config) != config.acc_width:
+                m.submodules[f"row_sum_{b}"] = row_sum = RowSum(config)
+                m.d.comb += [
+                    row_sum.i_valid.eq(lanes.o_valid[b]),
+                    row_sum.i_last.eq(lanes.o_last[b]),
+                    row_sum.i_acc.eq(lanes.o_acc[b]),
+                ]
+                source = {"valid": row_sum.o_valid, "acc": row_sum.o_acc}
+            m.d.comb += [sums.i_valid[b].eq(source["valid"]), sums.i_acc[b].eq(source["acc"])]

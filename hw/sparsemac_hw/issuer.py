@@ -3,13 +3,13 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
-from amaranth.lib import stream, wiring
+from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
-from .layouts import exec_layout, index_shape
+from .layouts import chunk_entries, exec_layout, index_shape, partial_width
 from .unpacker import entry_layout
 
 __all__ = ["RowIssuer"]
@@ -37,7 +37,8 @@ class RowIssuer(wiring.Component):
     start : In(1)                         Strobe: an EXEC begins; ``command`` is valid from here on.
     command : In(exec_layout)
     returned : In(2)                      So many credits come back.
-    o_valid, o_addr, o_weight, o_last : Out     To the lanes.
+    o_valid, o_addr, o_weight : Out       To the lanes.
+    o_end, o_last : Out(1)                The entry ends a chunk (`chunk_entries`), or its row.
     issued : Out(1)                       An entry is issued in this cycle.
     wait_short, wait_store : Out(1)       Why the last entry of a row is held back.
     quiet : Out(1)                        No row is at work or waiting.
@@ -53,6 +54,7 @@ class RowIssuer(wiring.Component):
     o_valid: Signal
     o_addr: Signal
     o_weight: Signal
+    o_end: Signal
     o_last: Signal
     issued: Signal
     wait_short: Signal
@@ -61,7 +63,7 @@ class RowIssuer(wiring.Component):
     empty: Signal
     overrun: Signal
 
-    LATENCY_CYCLES = 2
+    LATENCY_CYCLES = 3
 
     def __init__(self, config: CoreConfig, out_words: int) -> None:
         self._config = config
@@ -75,6 +77,7 @@ class RowIssuer(wiring.Component):
             "o_valid": Out(1),
             "o_addr": Out(config.address_bits),
             "o_weight": Out(signed(8)),
+            "o_end": Out(1),
             "o_last": Out(1),
             "issued": Out(1),
             "wait_short": Out(1),
@@ -96,73 +99,120 @@ class RowIssuer(wiring.Component):
         row_ptr = Signal(bits)
 
         active = Signal()  # a row is being issued
-        length = Signal(15, reset_less=True)
         left = Signal(15, reset_less=True)
         is_last = Signal(reset_less=True)
         final_pass = Signal()
-        issue = Signal()
-        ends_row = Signal()
+        issue, ends_pass, ends_row = Signal(), Signal(), Signal()
 
         # The buffer: what may be overwritten begins at the row, or in its final pass at the entry.
+        # How far that is, is known a cycle late, which only makes the room look smaller.
         keep_ptr = Signal(bits)
+        following_write = Signal(bits)
         m.d.comb += [
-            keep_ptr.eq(Mux(final_pass, read_ptr, row_ptr)),
-            self.i.ready.eq((write_ptr ^ keep_ptr) != depth),
+            following_write.eq(write_ptr + 1),
             write.en.eq(self.i.valid & self.i.ready),
             write.addr.eq(write_ptr[:-1]),
             write.data.eq(self.i.p),
             read.addr.eq(read_ptr[:-1]),
             read.en.eq(1),
         ]
+        m.d.sync += [
+            keep_ptr.eq(Mux(final_pass, read_ptr, row_ptr)),
+            self.i.ready.eq(
+                (Mux(write.en, following_write, write_ptr) ^ keep_ptr) != depth),
+        ]
         with m.If(write.en):
-            m.d.sync += write_ptr.eq(write_ptr + 1)
+            m.d.sync += write_ptr.eq(following_write)
 
+        stored = Signal()  # there is an entry to be issued; known a cycle late
+        following_read = Signal(bits)
         available = Signal()
-        gap_open, credit, all_returned = self._permissions(m, issue & is_last)
+        gap_open, credit, all_returned = self._permissions(m, ends_pass)
         m.d.comb += [
-            available.eq(active & (read_ptr != write_ptr)),
+            following_read.eq(read_ptr + 1),
+            available.eq(active & stored),
             issue.eq(available & (~is_last | (gap_open & credit))),
             self.issued.eq(issue),
             self.wait_short.eq(available & is_last & ~gap_open),
             self.wait_store.eq(available & is_last & gap_open & ~credit),
-            ends_row.eq(issue & is_last & final_pass),
-            self.i_count.ready.eq(~active | ends_row),
+            ends_pass.eq(issue & is_last),
+            ends_row.eq(ends_pass & final_pass),
         ]
-        next_length = Mux(self.i_count.ready, self.i_count.p, length)
+        m.d.sync += stored.eq(Mux(issue, following_read != write_ptr, read_ptr != write_ptr))
         with m.If(issue):
-            m.d.sync += [read_ptr.eq(read_ptr + 1), left.eq(left - 1), is_last.eq(left == 2)]
-        with m.If((issue & is_last) | ~active):
-            m.d.sync += [left.eq(next_length), is_last.eq(next_length == 1)]
-        with m.If(issue & is_last & ~final_pass):
-            m.d.sync += read_ptr.eq(row_ptr)
+            m.d.sync += read_ptr.eq(following_read)
+        with m.If(ends_pass & ~final_pass):
+            m.d.sync += [read_ptr.eq(row_ptr), stored.eq(1)]
         with m.If(ends_row):
-            m.d.sync += row_ptr.eq(read_ptr + 1)
-        with m.If(self.i_count.ready):
-            m.d.sync += [active.eq(self.i_count.valid), length.eq(self.i_count.p)]
+            m.d.sync += row_ptr.eq(following_read)
 
-        pass_addr = self._positions(m, issue & is_last, final_pass)
-        self._address(m, issue, is_last, pass_addr, read)
-        m.d.comb += [
-            self.quiet.eq(~active & ~self.i_count.valid),
-            self.empty.eq(self.quiet & all_returned),
-        ]
+        self._count_entries(m, issue, ends_pass, final_pass, active, left, is_last)
+        pass_addr = self._positions(m, ends_pass, final_pass)
+        is_end = is_last | self._ends_chunk(m, issue, is_last, left)
+        self._address(m, issue, is_end, is_last, pass_addr, read)
+        m.d.comb += self.empty.eq(self.quiet & all_returned)
         return m
+
+    def _count_entries(self, m: Module, issue: Value, ends_pass: Value, final_pass: Value,
+                       active: Signal, left: Signal, is_last: Signal) -> None:
+        """Entries of the pass that are left. The next row's number waits beside this one's."""
+        row = data.StructLayout({"length": 15, "single": 1})
+        this, following = Signal(row, reset_less=True), Signal(row, reset_less=True)
+        waiting = Signal()
+        load = Signal()
+        m.d.comb += [
+            load.eq(~active | (ends_pass & final_pass)),
+            self.i_count.ready.eq(~waiting),
+            self.quiet.eq(~active & ~waiting & ~self.i_count.valid),
+        ]
+        with m.If(~waiting):
+            m.d.sync += [
+                following.length.eq(self.i_count.p), following.single.eq(self.i_count.p == 1),
+                waiting.eq(self.i_count.valid),
+            ]
+        with m.Elif(load):
+            m.d.sync += waiting.eq(0)
+        with m.If(load):
+            m.d.sync += [active.eq(waiting), this.eq(following)]
+        chosen = row(Mux(~active | final_pass, following, this))
+        with m.If(ends_pass | ~active):
+            m.d.sync += [left.eq(chosen.length), is_last.eq(chosen.single)]
+        with m.Elif(issue):
+            m.d.sync += [left.eq(left - 1), is_last.eq(left == 2)]
+
+    def _ends_chunk(self, m: Module, issue: Value, is_last: Value, left: Signal) -> Value:
+        """Whether the entry ends a chunk: it is long enough, and so is the rest of the row."""
+        if partial_width(self._config) == self._config.acc_width:
+            return Const(0, 1)
+        chunk = chunk_entries(self._config)
+        bits = chunk.bit_length() - 1
+        summed = Signal(range(chunk))  # entries before this one, as far as it matters
+        ends = Signal()
+        m.d.comb += ends.eq(
+            summed.all() & (left[bits + 1 :].any() | (left[bits] & left[:bits].any()))
+        )
+        with m.If(issue & (is_last | ends)):
+            m.d.sync += summed.eq(0)
+        with m.Elif(issue & ~summed.all()):
+            m.d.sync += summed.eq(summed + 1)
+        return ends
 
     def _permissions(self, m: Module, ends: Value) -> tuple[Signal, Signal, Signal]:
         """Distance between last entries, and credits for output words."""
         shortest = self._config.shortest_row_cycles
-        gap = Signal(index_shape(shortest))
-        gap_open = Signal()
-        m.d.comb += gap_open.eq(gap == 0)
+        # Both permissions stand in flip-flops, for all that an issue sets off depends on them.
+        gap = Signal(index_shape(shortest))  # cycles until the next may come
+        gap_open, credit = Signal(init=1), Signal(init=1)
+        m.d.sync += gap_open.eq(gap[1:] == 0)
         with m.If(ends):
-            m.d.sync += gap.eq(shortest - 1)
-        with m.Elif(~gap_open):
+            m.d.sync += [gap.eq(shortest - 1), gap_open.eq(shortest == 1)]
+        with m.Elif(gap != 0):
             m.d.sync += gap.eq(gap - 1)
 
         credits = Signal(range(self._out_words + 1), init=self._out_words)
-        credit = Signal()
         all_returned = Signal()
-        m.d.comb += [credit.eq(credits != 0), all_returned.eq(credits == self._out_words)]
+        m.d.comb += all_returned.eq(credits == self._out_words)
+        m.d.sync += credit.eq(Mux(ends, credits[1:] != 0, credits != 0))
         m.d.sync += credits.eq(credits + self.returned - ends)
         return gap_open, credit, all_returned
 
@@ -172,42 +222,49 @@ class RowIssuer(wiring.Component):
         pass_addr = Signal(16, reset_less=True)
         passes_left = Signal(16, reset_less=True)
         columns_left = Signal(16, reset_less=True)
-        wraps = Signal()
-        m.d.comb += [final_pass.eq(passes_left == 1), wraps.eq(columns_left == 1)]
-        with m.If(self.start | (ends & final_pass)):
+        wraps = Signal(reset_less=True)  # one column is left
+        single_pass, single_column = Signal(), Signal()
+        m.d.sync += [single_pass.eq(command.positions == 1), single_column.eq(command.width == 1)]
+        starting = Signal()  # a cycle behind ``start``, long before the first entry
+        m.d.sync += starting.eq(self.start)
+        with m.If(starting | (ends & final_pass)):
             m.d.sync += [
                 pass_addr.eq(command.base),
-                passes_left.eq(command.positions),
-                columns_left.eq(command.width),
+                passes_left.eq(command.positions), final_pass.eq(single_pass),
+                columns_left.eq(command.width), wraps.eq(single_column),
             ]
         with m.Elif(ends):
             m.d.sync += [
                 pass_addr.eq(pass_addr + Mux(wraps, command.wrap_step, command.step)),
-                passes_left.eq(passes_left - 1),
+                passes_left.eq(passes_left - 1), final_pass.eq(passes_left == 2),
                 columns_left.eq(Mux(wraps, command.width, columns_left - 1)),
+                wraps.eq(Mux(wraps, single_column, columns_left == 2)),
             ]
         return pass_addr
 
-    def _address(self, m: Module, issue: Signal, is_last: Signal, pass_addr: Signal,
-                 read: Any) -> None:
+    def _address(self, m: Module, issue: Signal, is_end: Value, is_last: Signal,
+                 pass_addr: Signal, read: Any) -> None:
         """Adds the entry's offset, once it has been read, to the address of its position."""
-        valid_1 = Signal()
-        last_1 = Signal(reset_less=True)
-        pass_1 = Signal(16, reset_less=True)
+        # Stages: the memory is read; what it gave stands in flip-flops; the address is there.
+        stages = data.StructLayout({"last": 1, "end": 1, "pass_addr": 16})
+        tags = [Signal(stages, name=f"tag_{k}", reset_less=True) for k in range(1, 4)]
+        valid = [Signal(name=f"valid_{k}") for k in range(1, 4)]
+        entry = Signal(entry_layout, reset_less=True)
+        weight = Signal(signed(8), reset_less=True)
         addr = Signal(17, reset_less=True)
-        valid_2 = Signal()
-        last_2 = Signal(reset_less=True)
-        weight_2 = Signal(signed(8), reset_less=True)
         m.d.sync += [
-            valid_1.eq(issue), last_1.eq(is_last), pass_1.eq(pass_addr),
-            valid_2.eq(valid_1), last_2.eq(last_1), weight_2.eq(read.data.weight),
-            addr.eq(pass_1 + read.data.offset),
+            tags[0].last.eq(is_last), tags[0].end.eq(is_end), tags[0].pass_addr.eq(pass_addr),
+            tags[1].eq(tags[0]), tags[2].eq(tags[1]),
+            valid[0].eq(issue), valid[1].eq(valid[0]), valid[2].eq(valid[1]),
+            entry.eq(read.data), weight.eq(entry.weight),
+            addr.eq(tags[1].pass_addr + entry.offset),
         ]
         address_bits = self._config.address_bits
         m.d.comb += [
-            self.o_valid.eq(valid_2 & ~self.overrun),
-            self.o_last.eq(last_2),
-            self.o_weight.eq(weight_2),
+            self.o_valid.eq(valid[2] & ~self.overrun),
+            self.o_end.eq(tags[2].end),
+            self.o_last.eq(tags[2].last),
+            self.o_weight.eq(weight),
             self.o_addr.eq(addr),
-            self.overrun.eq(valid_2 & addr[address_bits:].any()),
+            self.overrun.eq(valid[2] & addr[address_bits:].any()),
         ]

@@ -4,32 +4,34 @@
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Cat, Module, Signal, signed, unsigned
+from amaranth.hdl import Cat, Module, Signal, Value, signed, unsigned
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
-from .layouts import index_shape
+from .layouts import index_shape, partial_width
 
 __all__ = ["MacLanes"]
 
 
 class MacLanes(wiring.Component):
-    """Multiplies each entry with one activation per lane and sums up rows.
+    """Multiplies each entry with one activation per lane and sums up chunks of rows.
 
     All lanes read the same word address, each in its own memory, but lane ``v`` does so ``v``
-    cycles after lane 0 (the entry travels down the lanes, register to register). The sums of a row
-    thus leave one lane per cycle, lane 0 first. Each group of lanes has a bus for them that is only
-    an OR: a lane drives zero except in its own cycle. Accumulators need no clear cycle: they
-    restart from zero behind ``last``.
+    cycles after lane 0 (the entry travels down the lanes, register to register). The sums of a
+    chunk thus leave one lane per cycle, lane 0 first. Each group of lanes has a bus for them that
+    is only an OR: a lane drives zero except in its own cycle. Accumulators need no clear cycle:
+    they restart from zero behind ``i_end``. They are as narrow as a chunk allows, for this is the
+    part that there is once per lane; `RowSum` adds the chunks of a row up, once per bus.
 
-    ``sum[v] = sum over the entries of a row of  i_weight * activation[v][i_addr]``
+    ``sum[v] = sum over the entries of a chunk of  i_weight * activation[v][i_addr]``
 
-    Latency: `LATENCY_CYCLES` from an entry with ``i_last`` to the sum of lane 0. Throughput: one
-    entry per cycle. Entries with ``i_last`` must be at least ``config.shortest_row_cycles`` apart,
+    Latency: `LATENCY_CYCLES` from an entry with ``i_end`` to the sum of lane 0. Throughput: one
+    entry per cycle. Entries with ``i_end`` must be at least ``config.shortest_row_cycles`` apart,
     else sums collide on a bus: the issuer keeps that distance.
-    Overflow: wraps modulo 2**acc_width; the compiler proves that it cannot happen.
+    Exact for: chunks of up to ``2 * chunk_entries - 1`` entries. Overflow: where a sum has the
+    width of the row's it wraps, as that does; the compiler proves that it cannot happen.
 
     Parameters
     ----------
@@ -37,24 +39,28 @@ class MacLanes(wiring.Component):
 
     Members
     -------
-    i_valid, i_addr, i_weight, i_last : In     An entry: word address, int8 weight, end of the row.
+    i_valid, i_addr, i_weight : In             An entry: word address, int8 weight.
+    i_end, i_last : In                         It is the last of its chunk; that of its row, too.
     o_valid : Out(1).array(sum_buses)          A sum is on the bus.
-    o_acc : Out(signed(acc_width)).array(sum_buses)     The sum; 0 if there is none.
+    o_last : Out(1).array(sum_buses)           With ``o_valid``: of the last chunk of its row.
+    o_acc : Out(signed(partial_width)).array(sum_buses)     The sum; 0 if there is none.
     w_en, w_line, w_sub, w_data : In           One beat of activations, as the loader numbers it.
     """
 
     i_valid: Signal
     i_addr: Signal
     i_weight: Signal
+    i_end: Signal
     i_last: Signal
     o_valid: list[Signal]
+    o_last: list[Signal]
     o_acc: list[Signal]
     w_en: Signal
     w_line: Signal
     w_sub: Signal
     w_data: Signal
 
-    LATENCY_CYCLES = 5
+    LATENCY_CYCLES = 6
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
@@ -63,9 +69,11 @@ class MacLanes(wiring.Component):
             "i_valid": In(1),
             "i_addr": In(config.address_bits),
             "i_weight": In(signed(8)),
+            "i_end": In(1),
             "i_last": In(1),
             "o_valid": Out(1).array(config.sum_buses),
-            "o_acc": Out(signed(config.acc_width)).array(config.sum_buses),
+            "o_last": Out(1).array(config.sum_buses),
+            "o_acc": Out(signed(partial_width(config))).array(config.sum_buses),
             "w_en": In(1),
             "w_line": In(range(lines)),
             "w_sub": In(index_shape(config.word_beats)),
@@ -79,23 +87,20 @@ class MacLanes(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        width = self._config.acc_width
         stage = {"valid": self.i_valid, "addr": self.i_addr, "weight": self.i_weight,
-                 "last": self.i_last}
-        shadows, valids = [], []
+                 "end": self.i_end, "last": self.i_last}
+        lanes = []
         for v in range(self._config.lanes):
-            shadow, done = self._lane(m, v, stage)
-            shadows.append(shadow)
-            valids.append(done)
+            lanes.append(self._lane(m, v, stage))
             stage = self._delay(m, v, stage)
         group = self._config.shortest_row_cycles
         for b in range(self._config.sum_buses):
-            mine = slice(b * group, (b + 1) * group)
-            sums = Signal(signed(width), name=f"sums_{b}")
-            m.d.sync += [
-                sums.eq(reduce(or_, shadows[mine])),
-                self.o_valid[b].eq(Cat(valids[mine]).any()),
-            ]
+            shadows, valids, lasts = zip(*lanes[b * group : (b + 1) * group], strict=True)
+            sums = Signal(signed(partial_width(self._config)), name=f"sums_{b}")
+            m.d.sync += [sums.eq(reduce(or_, shadows)), self.o_valid[b].eq(Cat(valids).any())]
+            # The sums of a chunk follow one another: what the first lane knows holds for all.
+            with m.If(valids[0]):
+                m.d.sync += self.o_last[b].eq(lasts[0])
             m.d.comb += self.o_acc[b].eq(sums)
         return m
 
@@ -107,53 +112,63 @@ class MacLanes(wiring.Component):
             m.d.sync += later[name].eq(signal)
         return later
 
-    def _lane(self, m: Module, v: int, stage: dict[str, Signal]) -> tuple[Signal, Signal]:
+    def _lane(self, m: Module, v: int, stage: dict[str, Signal]) -> tuple[Signal, Signal, Signal]:
+        """Returns the sum (0 if there is none), whether there is one, and whether it is last."""
         config = self._config
+        width = partial_width(config)
         words = config.line_words
         memory = Memory(shape=unsigned(8 * words), depth=config.act_depth // words, init=[])
         m.submodules[f"activations_{v}"] = memory
         self._connect_write(m, v, memory)
         read = memory.read_port()
-        activation = Signal(signed(8), name=f"activation_{v}")
+        # A register of its own: reading the memory takes most of a cycle, multiplying another.
+        activation = Signal(signed(8), name=f"activation_{v}", reset_less=True)
         if words == 1:
-            m.d.comb += [read.addr.eq(stage["addr"]), activation.eq(read.data)]
+            m.d.comb += read.addr.eq(stage["addr"])
+            m.d.sync += activation.eq(read.data)
         else:
             # A beat holds several words: the line is read whole, the word picked from it.
             bits = (words - 1).bit_length()
             pick = Signal(bits, name=f"pick_{v}", reset_less=True)
-            m.d.sync += pick.eq(stage["addr"][:bits])
-            m.d.comb += [
-                read.addr.eq(stage["addr"][bits:]),
+            m.d.comb += read.addr.eq(stage["addr"][bits:])
+            m.d.sync += [
+                pick.eq(stage["addr"][:bits]),
                 activation.eq(read.data.word_select(pick, 8)),
             ]
         m.d.comb += read.en.eq(stage["valid"])
 
+        valid = self._after(m, f"valid_read_{v}", stage["valid"])
+        weight_read = self._after(m, f"weight_read_{v}", stage["weight"])
         weight = Signal(signed(8), name=f"weight_now_{v}")
-        last_1 = Signal(name=f"last_1_{v}")
-        last_2 = Signal(name=f"last_2_{v}")
-        done = Signal(name=f"done_{v}")
         product = Signal(signed(16), name=f"product_{v}", reset_less=True)
-        acc = Signal(signed(config.acc_width), name=f"acc_{v}")
-        shadow = Signal(signed(config.acc_width), name=f"shadow_{v}", reset_less=True)
-        total = Signal(signed(config.acc_width), name=f"total_{v}")
+        acc = Signal(signed(width), name=f"acc_{v}")
+        shadow = Signal(signed(width), name=f"shadow_{v}", reset_less=True)
+        total = Signal(signed(width), name=f"total_{v}")
         m.d.comb += total.eq(acc + product)
         m.d.sync += [
-            weight.eq(stage["weight"]),
-            last_1.eq(stage["last"] & stage["valid"]),
-            product.eq(activation * weight),
-            last_2.eq(last_1),
-            acc.eq(total),
-            shadow.eq(total),
-            done.eq(last_2),
+            weight.eq(weight_read), product.eq(activation * weight),
+            acc.eq(total), shadow.eq(total),
         ]
+        ending, last = stage["end"] & stage["valid"], stage["last"]
+        for k in range(1, 4):
+            ending = self._after(m, f"end_{k}_{v}", ending)
+            last = self._after(m, f"last_{k}_{v}", last)
         # Synchronous clears, so that the flip-flops' own reset does them without a LUT.
-        with m.If(~stage["valid"]):
+        with m.If(~valid):
             m.d.sync += weight.eq(0)
-        with m.If(last_2):
+        with m.If(ending):
             m.d.sync += acc.eq(0)
         with m.Else():
             m.d.sync += shadow.eq(0)
-        return shadow, done
+        done = self._after(m, f"done_{v}", ending)
+        return shadow, done, self._after(m, f"last_4_{v}", last)
+
+    @staticmethod
+    def _after(m: Module, name: str, value: Value) -> Signal:
+        """The value one cycle later."""
+        later = Signal(value.shape(), name=name)
+        m.d.sync += later.eq(value)
+        return later
 
     def _connect_write(self, m: Module, v: int, memory: Memory) -> None:
         config = self._config

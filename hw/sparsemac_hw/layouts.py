@@ -8,11 +8,13 @@ from sparsemac.config import CoreConfig
 __all__ = [
     "beat_layout",
     "burst_layout",
+    "chunk_entries",
     "exec_layout",
     "fault_layout",
     "index_shape",
     "load_layout",
     "out_beat_layout",
+    "partial_width",
     "result_layout",
     "row_layout",
     "run_layout",
@@ -101,6 +103,21 @@ def result_layout(config: CoreConfig) -> data.StructLayout:
         "place": index_shape(words_per_beat(config)),
         "closes": 1,
     })
+
+
+def chunk_entries(config: CoreConfig) -> int:
+    """Entries that a lane sums up before its sum leaves to be added to the row's, at least.
+
+    At most one less than twice as many: the rest of a row is not cut if it is shorter than this.
+    Sums of one bus must not come faster than its lanes can send them, one per cycle.
+    """
+    return max(8, config.shortest_row_cycles)
+
+
+def partial_width(config: CoreConfig) -> int:
+    """Bits that hold any sum of a chunk; no more than those of the row's own sum."""
+    most = (2 * chunk_entries(config) - 1) << 14  # a product of two int8 is at most 2**14
+    return min(most.bit_length() + 1, config.acc_width)
 
 
 def beat_layout(bus_width: int) -> data.StructLayout:

@@ -65,7 +65,7 @@ class Requantizer(wiring.Component):
     (SaturatingRoundingDoublingHighMul, RoundingDivideByPOT).
     """
 
-    LATENCY_CYCLES = 10
+    LATENCY_CYCLES = 11
     SUM_LATENCY_CYCLES = 1
 
     i_valid: Signal
@@ -200,7 +200,7 @@ class Requantizer(wiring.Component):
     def _scale(
         self, m: Module, high_part: Signal, shift: Signal, raw: Signal, double: Signal
     ) -> None:
-        """Stages 7 to 10: shift by multiples of 8, by the rest, add the zero point, clamp.
+        """Stages 7 to 11: shift by multiples of 8, by the rest, add the zero point, clamp.
 
         Bit 0 of what is shifted is the last bit shifted out; ``sticky`` is whether any before it
         was set. Both are what rounding needs to know: no nudge is added before the shift.
@@ -241,16 +241,19 @@ class Requantizer(wiring.Component):
     def _clamp(
         self, m: Module, moved: Signal, rest: Signal, above: Signal, below: Signal, raw: Signal
     ) -> None:
-        """Stage 10."""
+        """Stages 10 and 11: on which side of the limits the value lies; the value or a limit."""
+        is_high = _after(m, "is_high", ~raw & (above | (~below & (moved > self.i_high))))
+        is_low = _after(m, "is_low", ~raw & (below | (~above & (moved < self.i_low))))
+        inside = _after(m, "inside", Cat(moved[:NARROW_BITS], rest))
         value = Signal(signed(32), reset_less=True)
-        with m.If(raw):
-            m.d.sync += value.eq(Cat(moved[:NARROW_BITS], rest))
-        with m.Elif(above | (~below & (moved > self.i_high))):
+        with m.If(is_high):
             m.d.sync += value.eq(self.i_high)
-        with m.Elif(below | (moved < self.i_low)):
+        with m.Elif(is_low):
             m.d.sync += value.eq(self.i_low)
+        with m.Elif(raw):
+            m.d.sync += value.eq(inside)
         with m.Else():
-            m.d.sync += value.eq(moved[:8].as_signed())
+            m.d.sync += value.eq(inside[:8].as_signed())
         m.d.comb += self.o_value.eq(value)
 
 

@@ -84,30 +84,32 @@ class ResultPath(wiring.Component):
         wiring.connect(m, assembler.o, wiring.flipped(self.o))
 
         tag = self._sequence(m)
-        valid_1 = Signal()
-        acc_1 = Signal(signed(config.acc_width), reset_less=True)
-        tag_1 = Signal(tag_layout(config), reset_less=True)
-        row_1 = Signal(row_layout, reset_less=True)
+        # Stages: the row and the partial sum are read; what to add stands in flip-flops.
+        stages = data.StructLayout({
+            "acc": signed(config.acc_width), "tag": tag_layout(config), "row": row_layout,
+        })
+        first = Signal(stages, reset_less=True)
+        second = Signal(stages, reset_less=True)
+        valid_1, valid_2 = Signal(), Signal()
         m.d.sync += [
-            valid_1.eq(self.i_valid), acc_1.eq(self.i_acc), tag_1.eq(tag), row_1.eq(self.i_row.p),
+            valid_1.eq(self.i_valid), valid_2.eq(valid_1), second.eq(first),
+            first.acc.eq(self.i_acc), first.tag.eq(tag), first.row.eq(self.i_row.p),
         ]
-        addend = Signal(signed(32))
-        m.d.comb += addend.eq(row_1.bias)
         if config.psum_depth:
             psum = self._partial_sums(m, requantizer)
             with m.If(command.psum_in):
-                m.d.comb += addend.eq(psum)
+                m.d.sync += second.row.bias.eq(psum)
         m.d.comb += [
-            requantizer.i_valid.eq(valid_1),
-            requantizer.i_acc.eq(acc_1),
-            requantizer.i_addend.eq(addend),
-            requantizer.i_multiplier.eq(row_1.multiplier),
-            requantizer.i_shift.eq(row_1.shift),
+            requantizer.i_valid.eq(valid_2),
+            requantizer.i_acc.eq(second.acc),
+            requantizer.i_addend.eq(second.row.bias),
+            requantizer.i_multiplier.eq(second.row.multiplier),
+            requantizer.i_shift.eq(second.row.shift),
             requantizer.i_mode.eq(command.mode),
             requantizer.i_zero_point.eq(command.zero_point),
             requantizer.i_low.eq(command.low),
             requantizer.i_high.eq(command.high),
-            requantizer.i_tag.eq(tag_1),
+            requantizer.i_tag.eq(second.tag),
             assembler.i_valid.eq(requantizer.o_valid & ~command.psum_out),
             assembler.i.value.eq(requantizer.o_value),
             assembler.i.raw.eq(requantizer.o_tag.raw),

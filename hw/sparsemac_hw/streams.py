@@ -8,7 +8,7 @@ stays high and the payload does not change.
 
 from typing import Any
 
-from amaranth.hdl import Assert, Format, Module, Signal, Value
+from amaranth.hdl import Assert, Cat, Format, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -16,9 +16,9 @@ from sparsemac._checks import as_int_in
 
 __all__ = ["Queue", "StreamChecker", "check_stream", "connect_stream"]
 
-#: Deepest queue whose words stand in distributed memory: on ECP5 one read multiplexer of two
-#: DPR16X4 rows; beyond it a block memory is smaller.
-DISTRIBUTED_DEPTH = 32
+#: Deepest queue whose words stand in distributed memory: one row of DPR16X4 on ECP5. Beyond it
+#: come further rows and a read multiplexer, and a block memory is smaller.
+DISTRIBUTED_DEPTH = 16
 
 AnyStream = stream.Interface | wiring.FlippedInterface
 
@@ -150,7 +150,9 @@ class Queue(wiring.Component):
             write.data.eq(self.i.payload),
             write.en.eq(put),
         ]
-        m.d.sync += self.level.eq(self.level + put - take)
+        # One more, one less or the same with a single adder.
+        step = Cat(put ^ take, (take & ~put).replicate(len(self.level) - 1))
+        m.d.sync += self.level.eq(self.level + step)
         self._step(m, write.addr, put)
         if self._depth <= DISTRIBUTED_DEPTH:
             read = memory.read_port(domain="comb")

@@ -11,7 +11,7 @@ from sparsemac.config import CoreConfig
 from .bursts import BurstSplitter
 from .layouts import beat_layout, burst_layout, index_shape, run_layout
 from .streams import Queue, connect_stream
-from .unpacker import weight_beat_layout
+from .window import weight_beat_layout
 
 __all__ = ["WeightFetch"]
 

@@ -521,10 +521,8 @@ def test_each_cycle_without_an_entry_has_its_reason():
     job = random_job(rng, config, 0, DELTA_4, RAW, rows=4, positions=8, columns=20)
     job.matrix = evenly(job, 1)
     short = counts(job, pause=0.0, stall=0.0)
-    # Until all credits are out, ends of rows are as far apart as the lanes' buses demand. Then
-    # words are issued as they leave, one in `lanes` cycles.
-    assert short["wait_short"] >= words * (config.shortest_row_cycles - 1)
-    assert short["wait_store"] >= (job.words - words) * (config.lanes - 4)
+    # All lanes share a bus: ends of rows are as far apart as results are.
+    assert short["wait_short"] >= (job.words - 1) * (config.shortest_row_cycles - 1)
     held = counts(job, pause=0.0, hold_cycles=1000)
     assert held["wait_store"] > 1000 - 10 * words
     job = random_job(rng, config, 0, DELTA_4, RAW, rows=4, positions=1, columns=20)

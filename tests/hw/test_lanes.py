@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from sparsemac.config import CoreConfig
 from sparsemac_hw.lanes import MacLanes
+from sparsemac_hw.layouts import chunk_entries
 from sparsemac_hw.testing import simulate
 
 
@@ -18,7 +19,7 @@ def loaded(config, activations):
 
 
 @pytest.mark.parametrize(
-    ("lanes", "bus_width"), [(1, 64), (4, 64), (8, 64), (16, 64), (4, 32), (2, 128)]
+    ("lanes", "bus_width"), [(1, 64), (4, 64), (8, 64), (32, 64), (4, 32), (2, 128)]
 )
 def test_sums_rows_lane_by_lane(lanes, bus_width):
     seed = 100 * lanes + bus_width
@@ -27,11 +28,12 @@ def test_sums_rows_lane_by_lane(lanes, bus_width):
     config = CoreConfig(engines=1, lanes=lanes, act_depth=64, bus_width=bus_width, fifo_depth=64)
     dut = MacLanes(config)
     activations = np.random.default_rng(seed).integers(-128, 128, (lanes, 64))
+    activations[0] = -128  # with weights of -128, the greatest sums there are
     buses = config.sum_buses
     expected, sums = [[] for _ in range(buses)], [[] for _ in range(buses)]
     latencies = []
     cycle = [0]
-    ended = []
+    ended, lasts, seen_lasts = [], [], [[] for _ in range(buses)]
 
     async def drive(ctx):
         ctx.set(dut.w_en, 1)
@@ -42,7 +44,8 @@ def test_sums_rows_lane_by_lane(lanes, bus_width):
             await ctx.tick()
         ctx.set(dut.w_en, 0)
         for _ in range(20):
-            count = rng.randrange(config.shortest_row_cycles, lanes + 6)
+            most = 2 * chunk_entries(config) - 1
+            count = rng.choice([most, rng.randint(config.shortest_row_cycles, most)])
             total = np.zeros(lanes, np.int64)
             for j in range(count):
                 while rng.random() < 0.3:
@@ -50,14 +53,16 @@ def test_sums_rows_lane_by_lane(lanes, bus_width):
                     ctx.set(dut.i_weight, rng.randrange(-128, 128))
                     await ctx.tick()
                 address = rng.randrange(64)
-                weight = rng.choice([-128, 127, rng.randrange(-128, 128)])
+                weight = -128 if count == most else rng.choice([127, rng.randrange(-128, 128)])
                 total += weight * activations[:, address]
                 ctx.set(dut.i_valid, 1)
                 ctx.set(dut.i_addr, address)
                 ctx.set(dut.i_weight, weight)
-                ctx.set(dut.i_last, j == count - 1)
+                ctx.set(dut.i_end, j == count - 1)
+                ctx.set(dut.i_last, last := rng.random() < 0.5)
                 if j == count - 1:
                     ended.append(cycle[0])
+                    lasts.append(last)
                 await ctx.tick()
             ctx.set(dut.i_valid, 0)
             for b, part in enumerate(np.split(total, buses)):
@@ -68,16 +73,18 @@ def test_sums_rows_lane_by_lane(lanes, bus_width):
     async def watch(ctx):
         group = lanes // buses
         while True:
-            sampled = (await ctx.tick().sample(*dut.o_valid, *dut.o_acc))[2:]
+            sampled = (await ctx.tick().sample(*dut.o_valid, *dut.o_acc, *dut.o_last))[2:]
             for b in range(buses):
                 if sampled[b]:
                     if b == 0 and len(sums[0]) % group == 0:
                         latencies.append(cycle[0] - ended[len(sums[0]) // group])
                     sums[b].append(sampled[buses + b])
+                    seen_lasts[b].append(sampled[2 * buses + b])
             cycle[0] += 1
 
     simulate(dut, drive, background=[watch])
     assert sums == expected
+    assert seen_lasts == [np.repeat(lasts, lanes // buses).tolist()] * buses
     assert set(latencies) == {MacLanes.LATENCY_CYCLES}
 
 
@@ -94,7 +101,7 @@ def test_accumulator_wraps_at_its_width():
         for j in range(3):
             ctx.set(dut.i_valid, 1)
             ctx.set(dut.i_weight, 127)
-            ctx.set(dut.i_last, j == 2)
+            ctx.set(dut.i_end, j == 2)
             await ctx.tick()
         ctx.set(dut.i_valid, 0)
         for _ in range(8):

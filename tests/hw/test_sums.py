@@ -3,13 +3,14 @@ import random
 
 import pytest
 from sparsemac.config import CoreConfig
-from sparsemac_hw.sums import SumQueue
+from sparsemac_hw.layouts import chunk_entries, partial_width
+from sparsemac_hw.sums import RowSum, SumQueue
 from sparsemac_hw.testing import simulate
 
 WORDS = 4
 
 
-@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("lanes", [32, 64])
 def test_puts_sums_in_lane_order_whatever_the_distance_of_rows(lanes):
     seed = lanes
     print("seed", seed)
@@ -42,3 +43,53 @@ def test_puts_sums_in_lane_order_whatever_the_distance_of_rows(lanes):
 
     simulate(dut, drive)
     assert got == order
+
+
+@pytest.mark.parametrize(("lanes", "acc_width"), [(1, 32), (2, 24), (16, 32)])
+def test_adds_up_the_chunks_of_a_row_lane_by_lane(lanes, acc_width):
+    seed = lanes
+    print("seed", seed)
+    rng = random.Random(seed)
+    config = CoreConfig(engines=1, lanes=lanes, acc_width=acc_width, fifo_depth=64)
+    dut = RowSum(config)
+    bits = partial_width(config)
+    expected, got, latencies = [], [], set()
+    sent, cycle = [], [0]
+
+    async def drive(ctx):
+        for _ in range(30):
+            chunks = rng.choice([1, 1, 2, 5, 300 if lanes == 1 else 9])
+            totals = [0] * lanes
+            for k in range(chunks):
+                last = k == chunks - 1
+                for lane in range(lanes):
+                    value = rng.choice([-1, rng.randrange(-1 << bits - 1, 1 << bits - 1)])
+                    totals[lane] += value
+                    ctx.set(dut.i_valid, 1)
+                    ctx.set(dut.i_last, last)
+                    ctx.set(dut.i_acc, value)
+                    await ctx.tick()
+                ctx.set(dut.i_valid, 0)
+                # The issuer's distance of ends: a chunk of at least so many entries, or a short row
+                # behind a last one.
+                shortest = config.shortest_row_cycles if last else chunk_entries(config)
+                for _ in range(max(0, shortest - lanes) + rng.choice([0, 0, 3])):
+                    await ctx.tick()
+            expected.extend(totals)
+        for _ in range(4):
+            await ctx.tick()
+
+    async def watch(ctx):
+        async for *_, taken, valid, acc in ctx.tick().sample(
+                dut.i_valid & dut.i_last, dut.o_valid, dut.o_acc):
+            if taken:
+                sent.append(cycle[0])
+            if valid:
+                latencies.add(cycle[0] - sent[len(got)])
+                got.append(acc)
+            cycle[0] += 1
+
+    simulate(dut, drive, background=[watch])
+    half = 1 << acc_width - 1
+    assert got == [(total + half) % (2 * half) - half for total in expected]
+    assert latencies == {RowSum.LATENCY_CYCLES}
