@@ -203,7 +203,8 @@ class LayerCompiler:
         self.row_bits = HEADER_BITS + BIAS_BITS * (self.bias is not None) + SCALE_BITS * (not raw)
         self.tiling, self.estimated = build.decide(index, lambda: choose_tiling(
             self.weights.without_zeros(), self.config, source.groups,
-            entry_bits=self.fmt.entry_bits, row_bits=self.row_bits, raw=raw, name=layer.name))
+            entry_bits=self.fmt.entry_bits, row_bits=self.row_bits, raw=raw, name=layer.name,
+            plane=target.plane))
         self.columns = self.tiling.column_tiles(self.weights.shape[1])
 
     def plan(self) -> LayerPlan:
@@ -257,8 +258,9 @@ class LayerCompiler:
         is_last = c == len(self.columns) - 1
         return pack(
             block, assigned, fmt, engines=config.engines, bus_bytes=config.bus_bytes,
-            out_offsets=rows - rows[0] if len(rows) else rows, bias=part(self.bias, c == 0),
-            multiplier=part(layer.multiplier, is_last), shift=part(layer.shift, is_last))
+            out_offsets=(rows - rows[0]) * self.target.plane if len(rows) else rows,
+            bias=part(self.bias, c == 0), multiplier=part(layer.multiplier, is_last),
+            shift=part(layer.shift, is_last))
 
     def compile(self, weights_address: int) -> None:
         """Emits the commands of the layer."""

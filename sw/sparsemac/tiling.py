@@ -187,16 +187,18 @@ def _costs(
 
 def choose_tiling(
     csr: Csr, config: CoreConfig, positions: int, *, entry_bits: int, row_bits: int = HEADER_BITS,
-    raw: bool, name: str = "layer",
+    raw: bool, name: str = "layer", plane: int = 1,
 ) -> tuple[Tiling, int]:
     """Returns the tiling of fewest estimated cycles, and these.
+
+    ``plane`` is the distance of two outputs in memory [words]; the others are as in `estimate`.
 
     Raises
     ------
     UnsupportedLayer    If none is legal, naming the limit.
     """
     best: tuple[Tiling, int] | None = None
-    for tiling in _candidates(csr, config, positions):
+    for tiling in _candidates(csr, config, positions, MAX_OUT_OFFSET // plane):
         cycles = estimate(tiling, csr, config, entry_bits, row_bits, raw)
         if best is None or cycles < best[1]:
             best = tiling, cycles
@@ -222,24 +224,23 @@ def _position_tiles(positions: int, largest: int, first: int) -> tuple[int, ...]
     return tuple(tiles)
 
 
-def _spans(rows: NDArray[np.int64], most: int, replayed: bool) -> Iterator[RowTile]:
-    """Cuts ascending rows into tiles of at most ``most`` rows whose offsets are in range."""
+def _spans(rows: NDArray[np.int64], most: int, reach: int, replayed: bool) -> Iterator[RowTile]:
+    """Cuts ascending rows into tiles of at most ``most`` rows, none more than ``reach`` apart."""
     first = 0
     while first < len(rows):
-        reach = int(np.searchsorted(rows, rows[first] + MAX_OUT_OFFSET, side="right"))
-        last = min(first + most, reach)
+        last = min(first + most, int(np.searchsorted(rows, rows[first] + reach, side="right")))
         yield RowTile(rows[first:last], replayed)
         first = last
 
 
-def _candidates(csr: Csr, config: CoreConfig, positions: int) -> Iterator[Tiling]:
+def _candidates(csr: Csr, config: CoreConfig, positions: int, reach: int) -> Iterator[Tiling]:
     rows, channels = csr.shape
     lengths = csr.row_lengths
     pitch = round_up(max(channels, 1), config.line_words)
     if pitch <= min(config.act_depth, MAX_OFFSETS) and lengths.max(initial=0) <= MAX_COUNT:
         is_long = lengths > config.entry_depth
-        row_tiles = (*_spans(np.flatnonzero(~is_long), max(rows, 1), True),
-                     *_spans(np.flatnonzero(is_long), max(rows, 1), False)) or NO_ROWS
+        row_tiles = (*_spans(np.flatnonzero(~is_long), max(rows, 1), reach, True),
+                     *_spans(np.flatnonzero(is_long), max(rows, 1), reach, False)) or NO_ROWS
         seen = set()
         for regions in REGIONS:
             largest = min(config.act_depth // regions // pitch, config.depth, positions)
@@ -252,10 +253,11 @@ def _candidates(csr: Csr, config: CoreConfig, positions: int) -> Iterator[Tiling
                 if (tiles, count) not in seen:
                     seen.add((tiles, count))
                     yield Tiling(tiles, max(channels, 1), row_tiles, count, resident)
-    yield from _partial_candidates(csr, config, positions)
+    yield from _partial_candidates(csr, config, positions, reach)
 
 
-def _partial_candidates(csr: Csr, config: CoreConfig, positions: int) -> Iterator[Tiling]:
+def _partial_candidates(csr: Csr, config: CoreConfig, positions: int,
+                        reach: int) -> Iterator[Tiling]:
     """Tilings over columns: rows and positions such that all partial sums are kept."""
     rows, channels = csr.shape
     for largest in sorted({min(positions, config.depth, p) for p in PARTIAL_POSITIONS}):
@@ -268,7 +270,7 @@ def _partial_candidates(csr: Csr, config: CoreConfig, positions: int) -> Iterato
             columns = _narrow(csr, columns, config)
         if columns < 1 or (columns >= channels and largest > 1):
             continue
-        row_tiles = tuple(_spans(np.arange(rows), kept * config.engines, True)) or NO_ROWS
+        row_tiles = tuple(_spans(np.arange(rows), kept * config.engines, reach, True)) or NO_ROWS
         yield Tiling(_position_tiles(positions, largest, 0), columns, row_tiles, 2, False, kept)
 
 
