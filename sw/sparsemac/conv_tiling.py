@@ -23,14 +23,18 @@ from .conv import ConvLayer, Geometry
 from .csr import Csr
 from .errors import UnsupportedLayer
 from .layout import Tensor, ceil_div, round_up
-from .schedule import row_costs
-from .stream import HEADER_BITS, MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
-from .tiling import EXEC_OVERHEAD_CYCLES, LOAD_OVERHEAD_CYCLES, STREAM_SKEW
+from .schedule import header_cycles, row_costs
+from .stream import MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
+from .tiling import EXEC_OVERHEAD_CYCLES, Timeline
 
 __all__ = ["ConvTiling", "ConvView", "Pass", "choose_conv_tiling"]
 
 #: Blocks of a band to try; more only where ``depth`` asks for them.
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
+
+#: What the engines of one EXEC are uneven by: standard deviations of their loads that the busiest
+#: one is above the mean, and the part that stays of it, by tiles in turn and rows of an engine.
+UNEVEN, UNEVEN_TILES = 1.5, 0.2
 
 #: Shares of the channels to try as a channel tile.
 CHANNEL_SHARES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
@@ -175,12 +179,18 @@ def _select(csr: Csr, rows: NDArray[np.int64]) -> Csr:
 
 
 @dataclass(frozen=True, slots=True)
-class _Share:
-    """Of one EXEC: cycles at each position and cycles to unpack, both of the busiest engine."""
+class _PassCosts:
+    """Of the EXECs of a pass: cycles at each position, beats and cycles to unpack.
 
-    cycles: int
-    beats: int
-    unpacking: int
+    Attributes
+    ----------
+    cycles, beats, unpacking : (tiles,) float    Of the busiest engine; beats of all.
+    rows, longest : int                          Matrix rows; entries of the longest in a tile.
+    """
+
+    cycles: NDArray[np.float64]
+    beats: NDArray[np.float64]
+    unpacking: NDArray[np.float64]
     rows: int
     longest: int
 
@@ -199,41 +209,37 @@ class _Chooser:
         #: (outputs, channels + 1): entries of each output before each input channel.
         self.before = np.zeros((csr.shape[0], g.channels + 1), np.int64)
         np.cumsum(counts.reshape(csr.shape[0], g.channels), axis=1, out=self.before[:, 1:])
-        self._shares: dict[tuple[int, ...], _Share] = {}
+        self._costs: dict[tuple[int, ...], _PassCosts] = {}
 
-    def counts(self, p: Pass, inputs: slice) -> NDArray[np.int64]:
-        """(channels,) entries of the output channels of a pass in some input channels."""
-        before = self.before[p.channels[0] : p.channels[-1] + 1]
-        return before[:, inputs.stop] - before[:, inputs.start]
+    def costs(self, p: Pass, blocks: int) -> "_PassCosts":
+        """What the EXECs of a pass cost, one for each channel tile."""
+        first, last = int(p.channels[0]), int(p.channels[-1]) + 1
+        key = (first, last, p.inputs[0].start, p.inputs[0].stop, p.inputs[-1].stop, blocks)
+        if key not in self._costs:
+            edges = np.array([p.inputs[0].start, *(i.stop for i in p.inputs)])
+            counts = np.diff(self.before[first:last, edges], axis=1)
+            self._costs[key] = self._share(counts, blocks)
+        return self._costs[key]
 
-    def share(self, p: Pass, inputs: slice, blocks: int) -> "_Share":
-        """What the busiest engine gets of one EXEC."""
-        key = (int(p.channels[0]), int(p.channels[-1]), inputs.start, inputs.stop, blocks)
-        if key not in self._shares:
-            self._shares[key] = self._deal(self.counts(p, inputs), blocks)
-        return self._shares[key]
-
-    def _deal(self, counts: NDArray[np.int64], blocks: int) -> "_Share":
-        """Deals rows out longest first, to and fro: close to `balance_rows`, and quick."""
+    def _share(self, counts: NDArray[np.int64], blocks: int) -> "_PassCosts":
+        """Shares (channels, tiles) entries out to the engines, nearly evenly."""
         config = self.view.config
-        entries = np.repeat(np.sort(counts)[::-1], blocks)
-        engines, rows = config.engines, len(entries)
-        layers = ceil_div(rows, engines)
-
-        def deal(values: NDArray[np.int64]) -> NDArray[np.int64]:
-            table = np.zeros(layers * engines, np.int64)
-            table[:rows] = values
-            table = table.reshape(layers, engines)
-            table[1::2] = table[1::2, ::-1]
-            return table.sum(axis=0)
-
-        dealt, own = deal(entries), deal(np.ones_like(entries))
-        header_words = ceil_div(self.row_bits, HEADER_BITS)
-        bits = int((dealt * self.entry_bits + own * self.row_bits).max())
-        return _Share(
-            cycles=int(deal(row_costs(entries, config.shortest_row_cycles)).max()),
-            beats=ceil_div(bits, config.bus_width) * engines,
-            unpacking=int((dealt + own * header_words).max()), rows=rows,
+        engines, rows = config.engines, len(counts) * blocks
+        own = ceil_div(rows, engines)
+        costs = row_costs(counts, config.shortest_row_cycles)
+        mean = np.maximum(costs.mean(axis=0), 1)
+        # The engine with most rows, the longest row, and what exchanges of rows leave over; the
+        # factors were measured on random rows, see `balance_tiles`.
+        spread = (costs.std(axis=0) / mean).mean()
+        left = 1 + UNEVEN * spread / own**0.5 * min(1.0, UNEVEN_TILES * counts.shape[1] / own)
+        busiest = np.maximum(costs.sum(axis=0) * blocks / engines * left,
+                             np.maximum(own * costs.min(axis=0), costs.max(axis=0)))
+        uneven = busiest * engines / np.maximum(costs.sum(axis=0) * blocks, 1)
+        entries = counts.sum(axis=0) * blocks / engines * uneven
+        bits = entries * self.entry_bits + own * self.row_bits
+        return _PassCosts(
+            cycles=busiest, beats=np.ceil(bits / config.bus_width) * engines,
+            unpacking=entries + own * header_cycles(self.row_bits), rows=rows,
             longest=int(counts.max(initial=0)))
 
     # -- candidates -----------------------------------------------------------------------------
@@ -302,7 +308,7 @@ class _Chooser:
             step = wanted if high - low > wanted else high - low
             inputs = tuple(slice(c, min(c + step, high)) for c in range(low, high, step))
             passes.append(Pass(np.arange(first, last), inputs))
-        longest = max(self.share(p, i, blocks).longest for p in passes for i in p.inputs)
+        longest = max(self.costs(p, blocks).longest for p in passes)
         if longest > (config.entry_depth if positions > 1 else MAX_COUNT):
             return
         yield replace(tiling, passes=tuple(passes), rows_per_engine=kept)
@@ -322,49 +328,45 @@ class _Chooser:
 
     # -- cost -----------------------------------------------------------------------------------
 
-    def cycles(self, tiling: ConvTiling) -> int:
-        """Runs the LOADs and EXECs on a time line; see `sparsemac.tiling.estimate`."""
+    def cycles(self, tiling: ConvTiling, best: float = np.inf) -> float:
+        """Runs the LOADs and EXECs on a time line; see `sparsemac.tiling.estimate`.
+
+        Infinite if it is certain to be no better than ``best``.
+        """
         view, config = self.view, self.view.config
         g = view.geometry
-        bands = tiling.bands(g.out_height)
-        line = view.line_words(tiling.band, bands)
-        pieces = []
-        for p in tiling.passes:
-            tiles = []
-            for t, inputs in enumerate(p.inputs):
-                took, beats = self._exec(tiling, p, inputs, t == len(p.inputs) - 1)
-                load = ceil_div((inputs.stop - inputs.start) * line * config.lanes,
-                                config.bus_bytes)
-                tiles.append((inputs, took, beats, load))
-            pieces += tiles * len(tiling.parts(g.out_width))
-        free = [0] * tiling.regions
-        load_end = exec_end = read = turn = slot = 0
-        loaded: tuple[int, slice] | None = None
-        # Bands and groups are alike: three of them tell the period of all others.
+        bands, parts = tiling.bands(g.out_height), len(tiling.parts(g.out_width))
         tiles = len(bands) * view.source.groups
+        line = view.line_words(tiling.band, bands)
+        took, beats, loads, inputs = [], [], [], []
+        for p in tiling.passes:
+            costs = self.costs(p, tiling.blocks)
+            store = np.zeros(len(p.inputs))
+            store[-1] = costs.rows * self._store_beats(tiling)
+            busy = np.maximum(costs.cycles * tiling.positions, costs.unpacking)
+            took.append(np.tile(np.maximum(busy, store) + EXEC_OVERHEAD_CYCLES, parts))
+            beats.append(np.tile(costs.beats, parts))
+            words = np.array([i.stop - i.start for i in p.inputs]) * line
+            loads.append(np.tile(np.ceil(words * config.lanes / config.bus_bytes), parts))
+            inputs += [(i.start, i.stop) for i in p.inputs] * parts
+        took, beats, loads = (np.concatenate(part) for part in (took, beats, loads))
+        again = np.array([k == 0 or inputs[k] != inputs[k - 1] for k in range(len(inputs))])
+        loads = loads * again
+        if max(took.sum(), beats.sum() + loads.sum()) * tiles >= best:
+            return np.inf
+        line_of = Timeline(tiling.regions)
+        # Bands and groups are alike: three of them tell the period of all others.
         marks = []
-        for tile in range(min(tiles, 3)):
-            for inputs, took, beats, load in pieces:
-                if loaded != (tile, inputs):
-                    loaded = (tile, inputs)
-                    slot, turn = turn % tiling.regions, turn + 1
-                    load_end = max(load_end, free[slot]) + load + LOAD_OVERHEAD_CYCLES
-                    read += load
-                exec_end = free[slot] = max(exec_end, load_end) + took
-                read += beats
-            marks.append(exec_end)
+        following = np.roll(loads, -1)
+        for _ in range(min(tiles, 3)):
+            for k in range(len(took)):
+                line_of.step(float(took[k]), float(beats[k]), float(loads[k]),
+                             float(following[k]))
+            marks.append(line_of.end)
+        end = line_of.end
         if tiles > 3:
-            exec_end += (marks[2] - marks[1]) * (tiles - 3)
-            read = read * tiles // 3
-        return max(exec_end, read)
-
-    def _exec(self, tiling: ConvTiling, p: Pass, inputs: slice, final: bool) -> tuple[int, int]:
-        """Cycles and beats of one EXEC."""
-        share = self.share(p, inputs, tiling.blocks)
-        store = share.rows * self._store_beats(tiling) if final else 0
-        took = max(share.cycles * tiling.positions, int(share.beats * STREAM_SKEW),
-                   share.unpacking, store)
-        return took + EXEC_OVERHEAD_CYCLES, share.beats
+            end += (marks[2] - marks[1]) * (tiles - 3)
+        return max(end, float(beats.sum() + loads.sum()) * tiles)
 
     def _store_beats(self, tiling: ConvTiling) -> int:
         """Beats that the output words of one row of an EXEC take: close ones share a beat."""
@@ -386,14 +388,15 @@ def choose_conv_tiling(view: ConvView, target: Tensor, *, entry_bits: int,
     UnsupportedLayer    If none is legal, naming the limit.
     """
     chooser = _Chooser(view, target, entry_bits, row_bits)
-    best: tuple[ConvTiling, int] | None = None
+    best: ConvTiling | None = None
+    fewest = np.inf
     for tiling in chooser.candidates():
-        cycles = chooser.cycles(tiling)
-        if best is None or cycles < best[1]:
-            best = tiling, cycles
+        cycles = chooser.cycles(tiling, fewest)
+        if best is None or cycles < fewest:
+            best, fewest = tiling, cycles
     if best is None:
         raise UnsupportedLayer(_refusal(view, chooser))
-    return best
+    return best, int(fewest)
 
 
 def _refusal(view: ConvView, chooser: _Chooser) -> str:

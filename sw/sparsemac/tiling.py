@@ -17,17 +17,17 @@ from .config import CoreConfig
 from .csr import Csr
 from .errors import UnsupportedLayer
 from .layout import ceil_div, round_up
-from .schedule import row_costs
+from .schedule import header_cycles, row_costs
 from .stream import HEADER_BITS, MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
 
-__all__ = ["RowTile", "Step", "Tiling", "choose_tiling", "estimate", "steps"]
+__all__ = ["RowTile", "Step", "Tiling", "Timeline", "choose_tiling", "estimate", "steps"]
 
 #: Cycles of a LOAD and of an EXEC that nothing overlaps: memory latency, pipelines, commands.
 LOAD_OVERHEAD_CYCLES = 40
 EXEC_OVERHEAD_CYCLES = 80
 
 #: Engines do not read their streams at quite the same pace: a stream-bound EXEC takes longer.
-STREAM_SKEW = 1.15
+STREAM_SKEW = 1.05
 
 #: Numbers of regions of the activation buffer, and fractions of a tile for the first one, to try.
 REGIONS = (1, 2, 3, 4)
@@ -119,14 +119,50 @@ def steps(tiling: Tiling, column_tiles: int) -> Iterator[Step]:
                     loaded = True
 
 
+class Timeline:
+    """Runs LOADs and EXECs, one after another, in a model of the core.
+
+    A LOAD waits for its region of the buffer, an EXEC for its LOAD and for the EXEC before it. An
+    EXEC ends no earlier than its weights have crossed the bus, which takes turns between them and
+    the LOAD behind it.
+
+    Attributes
+    ----------
+    end : float    Cycle in which the last EXEC ends.
+    """
+
+    def __init__(self, regions: int) -> None:
+        self._free = [0.0] * regions
+        self._load_end = 0.0
+        self._turn = self._slot = 0
+        self.end = 0.0
+
+    def step(self, took: float, beats: float, load: float, following: float) -> None:
+        """Adds an EXEC.
+
+        ``took`` are cycles without the bus, ``beats`` those of its weights, ``load`` those of the
+        LOAD before it (0: none) and ``following`` of the LOAD behind it.
+        """
+        if load:
+            self._slot = self._turn % len(self._free)
+            self._turn += 1
+            start = max(self._load_end, self._free[self._slot])
+            self._load_end = start + load + LOAD_OVERHEAD_CYCLES
+        start = max(self.end, self._load_end)
+        beside = 0.0
+        if following and self._free[self._turn % len(self._free)] <= start:
+            beside = min(following, beats)
+        stream = beats * STREAM_SKEW + beside + EXEC_OVERHEAD_CYCLES
+        self.end = self._free[self._slot] = start + max(took, stream)
+
+
 def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_bits: int,
              raw: bool) -> int:
     """Predicts the cycles of a layer by running its LOADs and EXECs on a time line.
 
     An EXEC takes as long as its compute, its stream (on the bus, or being unpacked at one entry or
-    header word a cycle) or its stores, whichever is longest; a LOAD waits for its region of the
-    buffer, an EXEC for its LOAD and for the EXEC before it. All reads share one bus, so the layer
-    takes at least as many cycles as it reads beats.
+    header word a cycle) or its stores, whichever is longest; see `Timeline`. All reads share one
+    bus, so the layer takes at least as many cycles as it reads beats.
 
     Parameters
     ----------
@@ -140,22 +176,23 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_
     columns = tiling.column_tiles(csr.shape[1])
     cycles, beats, unpacking, words = _costs(tiling, csr, config, entry_bits, row_bits)
     word_beats = max(1, config.out_word_bytes(raw) // config.bus_bytes)
-    free = [0] * tiling.regions
-    load_end = exec_end = read = turn = slot = 0
-    for step in steps(tiling, len(columns)):
-        if step.loads:
-            slot, turn = turn % tiling.regions, turn + 1
-            width = columns[step.column_tile].stop - columns[step.column_tile].start
-            load = ceil_div(width * tiling.positions[step.tile] * config.lanes, config.bus_bytes)
-            load_end = max(load_end, free[slot]) + load + LOAD_OVERHEAD_CYCLES
-            read += load
+    plan = list(steps(tiling, len(columns)))
+
+    def loaded(step: Step) -> int:
+        width = columns[step.column_tile].stop - columns[step.column_tile].start
+        words = width * tiling.positions[step.tile] * step.loads
+        return ceil_div(words * config.lanes, config.bus_bytes)
+
+    loads = [*map(loaded, plan), 0]
+    line = Timeline(tiling.regions)
+    read = 0
+    for k, step in enumerate(plan):
         r, c = step.row_tile, step.column_tile
         store = int(words[r]) * step.positions * word_beats if c == len(columns) - 1 else 0
-        stream = int(max(beats[r, c] * STREAM_SKEW, unpacking[r, c]))
-        took = max(int(cycles[r, c] * step.positions), stream, store) + EXEC_OVERHEAD_CYCLES
-        exec_end = free[slot] = max(exec_end, load_end) + took
-        read += int(beats[r, c])
-    return max(exec_end, read)
+        took = max(cycles[r, c] * step.positions, unpacking[r, c], store) + EXEC_OVERHEAD_CYCLES
+        line.step(took, beats[r, c], loads[k], loads[k + 1])
+        read += int(beats[r, c]) + loads[k]
+    return int(max(line.end, read))
 
 
 def _costs(
@@ -168,7 +205,6 @@ def _costs(
     costs = row_costs(counts, config.shortest_row_cycles)
     cycles = np.zeros((len(tiling.row_tiles), tiles))
     beats, unpacking = np.zeros_like(cycles), np.zeros_like(cycles)
-    header_cycles = ceil_div(row_bits, HEADER_BITS) + 1
     words = np.array([len(tile.rows) for tile in tiling.row_tiles], np.int64)
     for r, tile in enumerate(tiling.row_tiles):
         mine = costs[tile.rows]
@@ -180,7 +216,7 @@ def _costs(
         # All streams are as long as the longest: with few rows, that of the longest row.
         uneven = np.maximum(1, cycles[r] * config.engines / np.maximum(mine.sum(0), 1))
         beats[r] = bits * uneven / config.bus_width + config.engines
-        entries = counts[tile.rows].sum(0) + len(tile.rows) * header_cycles
+        entries = counts[tile.rows].sum(0) + len(tile.rows) * header_cycles(row_bits)
         unpacking[r] = entries * uneven / config.engines
     return cycles, beats, unpacking, words
 
