@@ -4,7 +4,7 @@
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from ._cycles_engine import DISTRIBUTED_DEPTH, EngineModel
+from ._cycles_engine import EngineModel, queue_cycles
 from ._cycles_memory import NEVER, Alarm, Clock, DataPins, MemoryModel, Process
 from .config import CoreConfig
 
@@ -116,7 +116,7 @@ class WeightFetch:
         self._rounds: list[int] = []  # when all engines have taken their beats of it
         self._counts: list[int] = []  # engines that have
         self._latest: list[int] = []
-        self._fifo_cycles = 1 if config.fifo_depth <= DISTRIBUTED_DEPTH else 2
+        self._fifo_cycles = queue_cycles(config.fifo_depth)
         self._granted = NEVER
         self._process = self._fetch()
         self._idle = self._short = True

@@ -75,7 +75,8 @@ class CoreModel:
         self.store.on_idle = lambda: self._wake("execs")
         self.exec_ends: list[int] = []
         self.cycles = 0
-        self.counters = dict.fromkeys((*_SPENT, "fillers", "write_beats", "write_bytes"), 0)
+        self.counters: dict[str, int] = dict.fromkeys(
+            (*_SPENT, "fillers", "write_beats", "write_bytes"), 0)
         self._load_ends: list[int] = []
         self._command_beats, self._load_beats = _Beats(clock), _Beats(clock)
         # A command between two processes, and when it is there; and when the next may be.

@@ -10,30 +10,42 @@ from bisect import insort
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ._cycles_streams import EMITS, ENDS_ROW, WINDOW_BITS, EngineStream
+from ._cycles_memory import FOREVER, NEVER
+from ._cycles_streams import BEGINS_ROW, ENDS_HEADER, ENDS_ROW, WORD_BITS, EngineStream
 from .config import CoreConfig
 
 if TYPE_CHECKING:
     from ._cycles_core import CoreModel
 
-__all__ = ["EngineModel"]
+__all__ = ["ASSEMBLE_CYCLES", "RESULT_CYCLES", "EngineModel", "queue_cycles"]
 
-#: Rows between the unpacker and the results (`sparsemac_hw.engine`).
-ROWS_UNDER_WAY = 8
+#: Rows between the unpacker and the results, the one that is handed over among them.
+ROWS_UNDER_WAY = 9
 
 #: Deepest queue without a cycle more (`sparsemac_hw.streams`).
-DISTRIBUTED_DEPTH = 32
+DISTRIBUTED_DEPTH = 16
 
-#: Cycles from the step over an entry to its issue, and entries on the way into the full buffer.
-UNPACK_CYCLES, ENTRIES_ON_THE_WAY = 3, 2
+#: Cycles from a beat that leaves the FIFO to the first item that needs it; one more at the start of
+#: an EXEC, when the window is empty, unless a beat is a word.
+WINDOW_CYCLES = 2
 
-#: Cycles from the last entry of a row to the sum of lane 0.
-LANE_CYCLES = 6
+#: Cycles from a header's first word to the row's first entry.
+COUNT_CYCLES = 3
+
+#: Entries between the window and the entry buffer: as many cycles, as long as there is room.
+ENTRIES_ON_THE_WAY = 7
+
+#: Cycles from an entry in the buffer to its issue, and from there to its place being free.
+STORED_CYCLES, FREE_CYCLES = 2, 3
+
+#: Cycles from room for a word to the issue that waits for it.
+CREDIT_CYCLES = 2
+
+#: Cycles from the last entry of a row to the sum of lane 0, and more if rows are summed in chunks.
+LANE_CYCLES, CHUNK_CYCLES = 8, 2
 
 #: Cycles from a sum to the result, and from the result to a beat that is offered to the store.
-RESULT_CYCLES, ASSEMBLE_CYCLES = 11, 2
-
-_NEVER = -(1 << 60)
+RESULT_CYCLES, ASSEMBLE_CYCLES = 13, 2
 
 
 class EngineModel:
@@ -44,6 +56,7 @@ class EngineModel:
     arrivals : list of int    For each beat since the job began, when its FIFO shows it.
     pops : list of int        When it leaves the FIFO.
     returned : list of int    For each word of the EXEC, when its room is free again.
+    last_issue : int          When it last issued a row, if it waits for room for words; else never.
     issued, short, store : int      Cycles of the EXEC: entries, waits.
     all_issued, done : int          When the engine has nothing more to issue, and to store.
     """
@@ -55,14 +68,18 @@ class EngineModel:
         self.returned: list[int] = []
         self.issued = self.short = self.store = 0
         self.all_issued = self.done = 0
+        self.last_issue = FOREVER
         self._taken: list[int] = []  # when each beat may leave, were it there
         self._started = 0  # beats of the EXECs before
+        self._dropped = FOREVER  # first beat that is not unpacked any more
         self._parts: list[Iterator[bool]] = []
-        self._beat_words = config.bus_width // 32
-        self._window_beats = WINDOW_BITS // config.bus_width
-        buses, words = config.sum_buses, config.out_words
-        sums = 0 if buses == 1 else _queue_cycles(words * config.lanes // buses)
-        self._lane_cycles = LANE_CYCLES + sums + config.lanes - 1
+        words = config.bus_width // WORD_BITS
+        # A beat of several words is unpacked before there is room for the next.
+        self._beat_cycles = words + 1 if words > 1 else 1
+        self._first_cycles = WINDOW_CYCLES + (words > 1)
+        self._lane_cycles = LANE_CYCLES + CHUNK_CYCLES * _has_chunks(config) + config.lanes - 1
+        if config.sum_buses > 1:
+            self._lane_cycles += queue_cycles(config.out_words * config.shortest_row_cycles)
 
     def start(self, stream: EngineStream, rounds: int, positions: int, stores: bool,
               now: int) -> None:
@@ -75,7 +92,7 @@ class EngineModel:
         self._final: list[int] = []  # when its final position begins
         self._issued: list[int] = []  # when its last entry is issued
         self._left: list[int] = []  # when its last sum leaves
-        self._unpacked = -1
+        self._unpacked, self._dropped = -1, FOREVER
         self._row = 0  # of the entry that was looked up last
         self._parts = [self._unpack(), self._issue()]
         self.advance()
@@ -86,11 +103,19 @@ class EngineModel:
 
     def advance(self) -> None:
         """Goes on as far as all times are known."""
-        parts = self._parts
-        while parts and next(parts[0], False) | next(parts[1], False):
+        if self._parts:
+            next(self._parts[0], False)
+            self.issue()
+        else:
+            self._settle()
+
+    def issue(self) -> None:
+        """Goes on, if nothing is new but room for words."""
+        unpack, issue = self._parts
+        while next(issue, False) and next(unpack, False):
             pass
         self._settle()
-        if self._parts and self._unpacked >= 0 and len(self.pops) == self._started + self._rounds:
+        if self._unpacked >= 0 and len(self.pops) == self._started + self._rounds:
             self._finish()
 
     def _finish(self) -> None:
@@ -110,51 +135,58 @@ class EngineModel:
 
     def _unpack(self) -> Iterator[bool]:
         """Steps through the stream; yields whether it got further, where a time is missing."""
-        arrivals, pops, taken = self.arrivals, self.pops, self._taken
+        pops, taken = self.pops, self._taken
         first_beat, pop_items = self._started, self._stream.pops
-        hidden = self._config.entry_depth + ENTRIES_ON_THE_WAY + 1
-        now, item, held, row = self._start + 1, -1, -1, 0
-        popped = min(self._window_beats, self._rounds)  # they leave to fill the empty window
-        taken.extend([self._start + self._beat_words] * popped)
+        depth = self._config.entry_depth
+        hidden = depth + ENTRIES_ON_THE_WAY
+        now = opened = self._start
+        item, held, row, popped = -1, -1, 0, 0
+        taken_cycles = 0 if self._beat_cycles == 1 else 1
+        while popped < len(pop_items) and pop_items[popped] < 0:
+            taken.append(now + 1)
+            popped += 1
         moved = False
         for items, beat, entries, kind in self._stream.segments:
             now += items
             if beat > held:
                 j = first_beat + beat
-                while len(arrivals) <= j or len(pops) < j:
+                while len(pops) <= j:
                     self._settle()
-                    if len(arrivals) > j and len(pops) >= j:
+                    if len(pops) > j:
                         break
                     yield moved
                     moved = False
+                begins = pops[j] + (WINDOW_CYCLES if beat else self._first_cycles)
+                now = max(now, begins + items - 1)
                 held = beat
-                shown = max(arrivals[j], pops[j - 1] + 1) if j else arrivals[j]
-                now = max(now, shown + items)
-            if kind & EMITS and row >= ROWS_UNDER_WAY:
-                while len(self._left) <= row - ROWS_UNDER_WAY:
-                    yield moved
-                    moved = False
-                now = max(now, self._left[row - ROWS_UNDER_WAY] + 1)
+            if kind & BEGINS_ROW:
+                if row >= ROWS_UNDER_WAY:
+                    while len(self._left) <= row - ROWS_UNDER_WAY:
+                        yield moved
+                        moved = False
+                    now = max(now, self._left[row - ROWS_UNDER_WAY])
+                opened = now
             if entries > hidden:
                 while (released := self._released(entries - hidden - 1)) is None:
                     yield moved
                     moved = False
-                now = max(now, released + 1)
+                now = max(now, released + FREE_CYCLES)
             item += items
             while popped < len(pop_items) and pop_items[popped] <= item:
-                taken.append(now - item + pop_items[popped])
+                taken.append(now - item + pop_items[popped] + taken_cycles)
                 popped += 1
+            if kind & ENDS_HEADER:
+                now = max(now, opened + COUNT_CYCLES - 1)
             if kind & ENDS_ROW:
-                moved = True
-                ready, row = now + UNPACK_CYCLES, row + 1
-                if entries > hidden - ENTRIES_ON_THE_WAY:
-                    last = entries - hidden + ENTRIES_ON_THE_WAY - 1
-                    while (released := self._released(last)) is None:
+                stored, row = now + ENTRIES_ON_THE_WAY, row + 1
+                if entries > depth:
+                    while (released := self._released(entries - depth - 1)) is None:
                         yield moved
                         moved = False
-                    ready = max(ready, released + 2)
-                self._ready.append(ready)
+                    stored = max(stored, released + FREE_CYCLES)
+                self._ready.append(stored + STORED_CYCLES)
                 moved = True
+        self._dropped = first_beat + popped
         taken.extend([now + 1] * (self._rounds - popped))
         self._unpacked = now
         yield True
@@ -181,9 +213,10 @@ class EngineModel:
         last = min(len(arrivals), len(taken))
         if k == last:
             return
-        time = pops[-1] if pops else _NEVER
+        time = pops[-1] if pops else NEVER
         while k < last:
-            time = max(time + 1, arrivals[k], taken[k])
+            spacing = self._beat_cycles if k < self._dropped else 1
+            time = max(time + spacing, arrivals[k], taken[k])
             pops.append(time)
             self._core.fetch.popped(k, time)
             k += 1
@@ -195,8 +228,8 @@ class EngineModel:
         config, core, stream = self._config, self._core, self._stream
         positions, closes, returned = self._positions, self._stream.closes, self.returned
         shortest, lanes, credits = config.shortest_row_cycles, config.lanes, config.out_words
-        last_entry, sums, word = self._start, _NEVER, 0
-        gap_end = _NEVER
+        last_entry, sums, word = self._start, NEVER, 0
+        gap_end = NEVER
         moved = False
         for row, count in enumerate(stream.counts):
             if positions == 1:
@@ -213,9 +246,11 @@ class EngineModel:
                 if word >= credits:
                     while len(returned) <= word - credits or (
                             returned[word - credits] > core.store.known_until(self.number)):
+                        self.last_issue = last_entry
                         yield moved
                         moved = False
-                    credit = returned[word - credits] + 1
+                    self.last_issue = FOREVER
+                    credit = returned[word - credits] + CREDIT_CYCLES
                     if credit > now:
                         self.store += credit - now
                         now = credit
@@ -234,9 +269,16 @@ class EngineModel:
             self.issued += count * positions
             self._issued.append(last_entry)
             self._left.append(sums)
+        self.last_issue = last_entry
         yield True
 
 
-def _queue_cycles(depth: int) -> int:
+def queue_cycles(depth: int) -> int:
     """Cycles from a word into a queue to the word out of it."""
     return 1 if depth <= DISTRIBUTED_DEPTH else 2
+
+
+def _has_chunks(config: CoreConfig) -> bool:
+    """Whether lanes sum up chunks of rows, in fewer bits than a row's sum has."""
+    chunk = max(8, config.shortest_row_cycles)
+    return ((2 * chunk - 1) << 14).bit_length() + 1 < config.acc_width

@@ -120,16 +120,18 @@ class DataPins:
         self._reads.append((ready, beats, deliver))
         self._plan()
 
-    def write(self, ready: int, beats: int, done: Callable[[int], None]) -> None:
-        """Has ``done(cycle)`` called for each beat that is written."""
+    def write(self, ready: int, beats: int, done: Callable[[int], None]) -> int | None:
+        """Writes beats; returns when the first one goes, if all do so one behind another.
+
+        Else returns None, and has ``done(cycle)`` called for each beat as it goes.
+        """
         if not self._limited:
             first = max(ready, self._last_write + 1)
             self._last_write = first + beats - 1
-            for time in range(first, first + beats):
-                done(time)
-            return
+            return first
         self._writes.append((ready, beats, done))
         self._plan()
+        return None
 
     def _next(self) -> tuple[int, int]:
         """When the next beat each way may go, if there are bytes."""

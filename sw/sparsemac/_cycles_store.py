@@ -4,8 +4,9 @@
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
+from heapq import heapify, heappop, heappush
 
-from ._cycles_engine import ASSEMBLE_CYCLES, DISTRIBUTED_DEPTH, RESULT_CYCLES, EngineModel
+from ._cycles_engine import ASSEMBLE_CYCLES, RESULT_CYCLES, EngineModel, queue_cycles
 from ._cycles_memory import FOREVER, NEVER, Alarm, Clock, DataPins, MemoryModel
 from .config import CoreConfig
 
@@ -39,6 +40,8 @@ class Store:
         self.on_idle: Callable[[], None] = lambda: None
         self._offers: list[deque[int]] = [deque() for _ in engines]
         self._pending = 0  # words that are offered
+        self._waiting = 0  # a bit for each engine whose oldest word is there
+        self._ahead: list[tuple[int, int]] = []  # oldest words of the others: when, and whose
         self._time, self._turn = 0, 0  # from when whose turn it is
         self._alarm = Alarm(clock, self._merge)
         self._word_beats = self._result_cycles = 1
@@ -60,9 +63,9 @@ class Store:
         config = self._config
         self._word_beats = self._beats_of(raw)
         self._result_cycles = config.lanes // self._word_beats  # of a beat
-        queue = config.out_words * self._beats_of(raw=True) > DISTRIBUTED_DEPTH
+        queue = queue_cycles(config.out_words * self._beats_of(raw=True))
         # From the last sum of a word to its first beat.
-        self._first_cycles = (RESULT_CYCLES + ASSEMBLE_CYCLES + queue
+        self._first_cycles = (RESULT_CYCLES + ASSEMBLE_CYCLES + queue - 1
                               - (self._word_beats - 1) * self._result_cycles)
 
     @property
@@ -73,7 +76,10 @@ class Store:
     def offer(self, engine: int, last_sum: int) -> None:
         """Takes note of a word whose last sum leaves the lanes at a time."""
         time = last_sum + self._first_cycles
-        self._offers[engine].append(time)
+        offers = self._offers[engine]
+        if not offers:
+            heappush(self._ahead, (time, engine))
+        offers.append(time)
         self._pending += 1
         if self._pending == 1:
             self._alarm.set(max(time - LOOKAHEAD_CYCLES, self._clock.now))
@@ -87,22 +93,44 @@ class Store:
 
     def _next(self) -> tuple[int, int]:
         """When the next word is taken, and whose."""
-        offers, turn, engines = self._offers, self._turn, len(self._offers)
-        time, best, who = self._time, FOREVER, 0
-        for d in range(engines):
-            e = (turn + d) % engines
-            if offers[e]:
-                late = offers[e][0] - time - d
-                when = time + d + (-(-late // engines) * engines if late > 0 else 0)
-                if when < best:
-                    best, who = when, e
-                    if late <= 0:
-                        break
-        return best, who
+        ahead, start, turn, engines = self._ahead, self._time, self._turn, len(self._offers)
+        while ahead and ahead[0][0] <= start:
+            self._waiting |= 1 << heappop(ahead)[1]
+        time, who = FOREVER, 0
+        if waiting := self._waiting:
+            in_turn = waiting >> turn | waiting << engines - turn
+            d = (in_turn & -in_turn).bit_length() - 1
+            time, who = start + d, (turn + d) % engines
+        seen = []
+        while ahead and ahead[0][0] <= time:
+            offered, engine = head = heappop(ahead)
+            seen.append(head)
+            # The turn passes on in every cycle without a word.
+            mine = offered + (engine - turn - offered + start) % engines
+            if mine < time:
+                time, who = mine, engine
+        for head in seen:
+            heappush(ahead, head)
+        return time, who
+
+    def _take(self, engine: int) -> int:
+        """Removes the oldest word of an engine; returns when it was offered."""
+        offers = self._offers[engine]
+        offered = offers.popleft()
+        if self._waiting >> engine & 1:
+            self._waiting &= ~(1 << engine)
+        else:
+            self._ahead.remove((offered, engine))
+            heapify(self._ahead)
+        if offers:
+            heappush(self._ahead, (offers[0], engine))
+        self._pending -= 1
+        return offered
 
     def _merge(self) -> None:
         """Takes words as far as it is known whose comes next."""
         limit, beats, taken = self._clock.now + LOOKAHEAD_CYCLES, self._word_beats, self._taken
+        slack = 2 * beats * len(self._offers) + LOOKAHEAD_CYCLES
         while self._pending:
             time, number = self._next()
             if time > limit:
@@ -113,16 +141,17 @@ class Store:
                 return  # until it is written
             if displaced >= 0:
                 time = max(time, taken[displaced] + 2 - (beats - 1))
-            offered = self._offers[number].popleft()
+            offered = self._take(number)
             time = max(time + beats - 1, offered + (beats - 1) * self._result_cycles)
             self._time, self._turn = time + 1, (number + 1) % len(self._offers)
             self._beats += beats
-            self._pending -= 1
             self._merged.append(time)
             self._write()
-            engine = self._engines[number]
+            engine, offers = self._engines[number], self._offers[number]
             insort(engine.returned, time)
-            engine.advance()
+            # A later word tells early enough, if what the engine does next is far ahead.
+            if not offers or offers[0] + slack > engine.last_issue:
+                engine.issue()
 
     # -- writing --------------------------------------------------------------------------------
 
@@ -139,19 +168,27 @@ class Store:
             self._asked = time
             self._words += 1
             self._under_way += 1
-            self._pins.write(time + GRANT_CYCLES, self._word_beats, self._written)
+            beats = self._word_beats
+            first = self._pins.write(time + GRANT_CYCLES, beats, self._written)
+            if first is not None:
+                self._taken.extend(range(first - 1, first - 1 + beats))
+                self._acknowledge(first + beats - 1)
 
     def _written(self, time: int) -> None:
-        """Notes that a beat is written."""
-        taken = self._taken
-        taken.append(time - 1)
-        if len(taken) % self._word_beats == 0:
-            last = self._answered[-1] + 1 if self._answered else 0
-            self._answered.append(max(time + self._latency + ANSWER_CYCLES, last))
-            self._under_way -= 1
-            self.idle = self._answered[-1] + 1
-        if time == self._clock.now:  # told as it happens
-            self._write()
-            self._merge()
-            if not self.busy:
-                self.on_idle()
+        """Notes that a beat is written, as it happens."""
+        self._taken.append(time - 1)
+        if len(self._taken) % self._word_beats == 0:
+            self._acknowledge(time)
+        self._write()
+        self._merge()
+        if not self.busy:
+            self.on_idle()
+
+    def _acknowledge(self, written: int) -> None:
+        """Notes that a word is written."""
+        answered = written + self._latency + ANSWER_CYCLES
+        if self._answered and self._answered[-1] >= answered:
+            answered = self._answered[-1] + 1
+        self._answered.append(answered)
+        self._under_way -= 1
+        self.idle = answered + 1

@@ -19,6 +19,7 @@ from .commands import COMMAND_BYTES, Exec, Load, decode_list
 from .config import CoreConfig
 from .program import Program
 from .result import Counters
+from .tiling import Tiling
 
 __all__ = ["CycleEstimate", "LayerCycles", "MemoryModel", "predict_cycles"]
 
@@ -50,8 +51,10 @@ class CycleEstimate:
 
     @property
     def stalls(self) -> dict[str, float]:
-        """Shares of all engine cycles in which nothing was issued, by cause."""
-        return self.counters.lost(self.config.engines)
+        """Shares of all engine cycles in which nothing was issued, as `Result.stalls` has them."""
+        total = self.cycles * self.config.engines
+        return {name: value / total for name, value in self.counters.as_dict().items()
+                if name.startswith("stall_") or name == "idle"}
 
 
 def predict_cycles(program: Program, config: CoreConfig, memory: MemoryModel | None = None
@@ -89,5 +92,22 @@ def predict_cycles(program: Program, config: CoreConfig, memory: MemoryModel | N
 
 def _layers(program: Program, commands: list[Load | Exec], ends: list[int], cycles: int
             ) -> tuple[LayerCycles, ...]:
-    """Deals the time line out to the layers."""
-    return ()
+    """Deals the time line out to the layers.
+
+    The streams of all layers lie one behind another, those of a row tile together; only the last
+    of these stores anything. So they tell the layers apart.
+    """
+    last: dict[int, int] = {}  # EXEC of each stream that stores
+    for number, command in enumerate(c for c in commands if isinstance(c, Exec)):
+        if not command.psum_out:
+            last[command.weights] = number
+    ordered = [number for _, number in sorted(last.items())]
+    layers, first, begin = [], 0, 0
+    for i, plan in enumerate(program.layers):
+        tiling = plan.tiling
+        tiles = len(tiling.row_tiles if isinstance(tiling, Tiling) else tiling.passes)
+        mine, first = ordered[first:first + tiles], first + tiles
+        end = cycles if i == len(program.layers) - 1 else max(ends[n] for n in mine)
+        layers.append(LayerCycles(plan.name, end - begin))
+        begin = end
+    return tuple(layers)
