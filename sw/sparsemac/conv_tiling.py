@@ -210,6 +210,10 @@ class _Chooser:
         self.before = np.zeros((csr.shape[0], g.channels + 1), np.int64)
         np.cumsum(counts.reshape(csr.shape[0], g.channels), axis=1, out=self.before[:, 1:])
         self._costs: dict[tuple[int, ...], _PassCosts] = {}
+        #: Cycles of the best tiling so far, and those that every tiling takes for its entries.
+        self.fewest = np.inf
+        self._compute = (self.before[:, -1].sum() * g.out_height * g.out_width
+                         * view.source.groups / view.config.engines)
 
     def costs(self, p: Pass, blocks: int) -> "_PassCosts":
         """What the EXECs of a pass cost, one for each channel tile."""
@@ -302,6 +306,10 @@ class _Chooser:
             return
         passes = []
         starts = self._starts(outputs, most, per_group)
+        execs = (len(starts) * ceil_div(own, wanted) * len(tiling.parts(g.out_width))
+                 * len(tiling.bands(g.out_height)) * self.view.source.groups)
+        if self._compute + execs * EXEC_OVERHEAD_CYCLES >= self.fewest:
+            return
         for first, last in pairwise((*starts, outputs)):
             low = first // per_group * own
             high = ((last - 1) // per_group + 1) * own
@@ -328,10 +336,10 @@ class _Chooser:
 
     # -- cost -----------------------------------------------------------------------------------
 
-    def cycles(self, tiling: ConvTiling, best: float = np.inf) -> float:
+    def cycles(self, tiling: ConvTiling) -> float:
         """Runs the LOADs and EXECs on a time line; see `sparsemac.tiling.estimate`.
 
-        Infinite if it is certain to be no better than ``best``.
+        Infinite if it is certain to be no better than ``fewest``.
         """
         view, config = self.view, self.view.config
         g = view.geometry
@@ -352,7 +360,7 @@ class _Chooser:
         took, beats, loads = (np.concatenate(part) for part in (took, beats, loads))
         again = np.array([k == 0 or inputs[k] != inputs[k - 1] for k in range(len(inputs))])
         loads = loads * again
-        if max(took.sum(), beats.sum() + loads.sum()) * tiles >= best:
+        if max(took.sum(), beats.sum() + loads.sum()) * tiles >= self.fewest:
             return np.inf
         line_of = Timeline(tiling.regions)
         # Bands and groups are alike: three of them tell the period of all others.
@@ -389,14 +397,13 @@ def choose_conv_tiling(view: ConvView, target: Tensor, *, entry_bits: int,
     """
     chooser = _Chooser(view, target, entry_bits, row_bits)
     best: ConvTiling | None = None
-    fewest = np.inf
     for tiling in chooser.candidates():
-        cycles = chooser.cycles(tiling, fewest)
-        if best is None or cycles < fewest:
-            best, fewest = tiling, cycles
+        cycles = chooser.cycles(tiling)
+        if cycles < chooser.fewest:
+            best, chooser.fewest = tiling, cycles
     if best is None:
         raise UnsupportedLayer(_refusal(view, chooser))
-    return best, int(fewest)
+    return best, int(chooser.fewest)
 
 
 def _refusal(view: ConvView, chooser: _Chooser) -> str:
