@@ -127,27 +127,44 @@ class Requantizer(wiring.Component):
         return m
 
     def _accompany(self, m: Module) -> None:
-        """The valid bit and the tag, all the way."""
-        valid, tag = self.i_valid, self.i_tag
+        """The valid bits and the tag, all the way."""
+        self._valid, tag = [self.i_valid], self.i_tag
         for stage in range(1, self.LATENCY_CYCLES + 1):
-            valid = _after(m, f"valid_{stage}", valid, reset_less=False)
+            valid = Signal(name=f"valid_{stage}")
+            m.d.sync += valid.eq(self._valid[-1])
             later = Signal(self._tag_shape, name=f"tag_{stage}", reset_less=True)
-            m.d.sync += later.eq(tag)
+            with m.If(self._valid[-1]):
+                m.d.sync += later.eq(tag)
             tag = later
-            if stage == self.SUM_LATENCY_CYCLES:
-                m.d.comb += self.o_sum_valid.eq(valid)
-        m.d.comb += [self.o_valid.eq(valid), self.o_tag.eq(tag)]
+            self._valid.append(valid)
+        m.d.comb += [
+            self.o_valid.eq(self._valid[-1]),
+            self.o_sum_valid.eq(self._valid[self.SUM_LATENCY_CYCLES]),
+            self.o_tag.eq(tag),
+        ]
+
+    def _at(self, m: Module, stage: int, name: str, value: Value) -> Signal:
+        """The register of a value behind a stage; it moves only with a result.
+
+        A result comes every few cycles: between two nothing toggles, nor is there anything to
+        simulate.
+        """
+        later = Signal(value.shape(), name=f"{name}_{stage}", reset_less=True)
+        with m.If(self._valid[stage - 1]):
+            m.d.sync += later.eq(value)
+        return later
 
     def _add(self, m: Module, raw: Signal) -> tuple[Signal, Signal, Signal]:
         """Stage 1: the sum, and its scale."""
         total = Signal(signed(32), reset_less=True)
         multiplier = Signal(36, reset_less=True)
         shift = Signal(5, name="shift_1", reset_less=True)
-        m.d.sync += [
-            total.eq(self.i_acc + self.i_addend),
-            multiplier.eq(self.i_multiplier),
-            shift.eq(self.i_shift),
-        ]
+        with m.If(self.i_valid):
+            m.d.sync += [
+                total.eq(self.i_acc + self.i_addend),
+                multiplier.eq(self.i_multiplier),
+                shift.eq(self.i_shift),
+            ]
         # A constant instead of the input is a synchronous set or reset: it costs no LUT, and the
         # multiplier then stands in for registers of 32 bits all the way beside it.
         with m.If(raw):
@@ -163,39 +180,38 @@ class Requantizer(wiring.Component):
         Operands have registers of their own, to lie beside the multipliers: a product alone takes
         most of a cycle.
         """
-        offset = _after(m, "offset", Cat(total[:31], ~total[31]))  # total + 2**31, unsigned
-        multiplier = _after(m, "multiplier_2", multiplier)
-        shift = _after(m, "shift_2", shift)
+        offset = self._at(m, 2, "offset", Cat(total[:31], ~total[31]))  # total + 2**31, unsigned
+        multiplier = self._at(m, 2, "multiplier", multiplier)
+        shift = self._at(m, 2, "shift", shift)
         a0, a1 = offset[:HALF_BITS], offset[HALF_BITS:]
         b0, b1 = multiplier[:HALF_BITS], multiplier[HALF_BITS:]
-        low = _after(m, "product_low", a0 * b0)
-        cross_0 = _after(m, "product_cross_0", a0 * b1)
-        cross_1 = _after(m, "product_cross_1", a1 * b0)
-        high = _after(m, "product_high", a1 * b1)
-        excess = _after(m, "excess", multiplier)
-        shift = _after(m, "shift_3", shift)
+        low = self._at(m, 3, "product_low", a0 * b0)
+        cross_0 = self._at(m, 3, "product_cross_0", a0 * b1)
+        cross_1 = self._at(m, 3, "product_cross_1", a1 * b0)
+        high = self._at(m, 3, "product_high", a1 * b1)
+        excess = self._at(m, 3, "excess", multiplier)
+        shift = self._at(m, 3, "shift", shift)
 
         outer = Cat(low, high)  # the two do not overlap: their sum costs nothing
-        middle = _after(m, "middle", cross_0 + cross_1)
-        outer_low = _after(m, "outer_low", outer[HALF_BITS:FRACTION_BITS])
-        outer_high = _after(m, "outer_high", (outer[FRACTION_BITS:] - excess)[:37])
-        shift = _after(m, "shift_4", shift)
+        middle = self._at(m, 4, "middle", cross_0 + cross_1)
+        outer_low = self._at(m, 4, "outer_low", outer[HALF_BITS:FRACTION_BITS])
+        outer_high = self._at(m, 4, "outer_high", (outer[FRACTION_BITS:] - excess)[:37])
+        shift = self._at(m, 4, "shift", shift)
 
         product = Signal(68 - HALF_BITS)
         m.d.comb += product.eq(Cat(outer_low, outer_high) + middle)
         return (
-            _after(m, "product", product[FRACTION_BITS - 1 - HALF_BITS :]),
-            _after(m, "shift_5", shift),
+            self._at(m, 5, "product", product[FRACTION_BITS - 1 - HALF_BITS :]),
+            self._at(m, 5, "shift", shift),
         )
 
     def _round(
         self, m: Module, product: Signal, shift: Signal, double: Signal
     ) -> tuple[Signal, Signal]:
         """Stage 6: the high part of the product, the formula's h."""
-        high_part = Signal(signed(37), reset_less=True)
         up = product[0] & (double | (shift == 0))
-        m.d.sync += high_part.eq(product[1:].as_signed() + up)
-        return high_part, _after(m, "shift_6", shift)
+        high_part = self._at(m, 6, "high_part", (product[1:].as_signed() + up)[:37].as_signed())
+        return high_part, self._at(m, 6, "shift", shift)
 
     def _scale(
         self, m: Module, high_part: Signal, shift: Signal, raw: Signal, double: Signal
@@ -205,16 +221,15 @@ class Requantizer(wiring.Component):
         Bit 0 of what is shifted is the last bit shifted out; ``sticky`` is whether any before it
         was set. Both are what rounding needs to know: no nudge is added before the shift.
         """
-        coarse, fine = shift[3:], _after(m, "shift_7", shift[:3])
+        coarse, fine = shift[3:], self._at(m, 7, "fine", shift[:3])
         wide = Cat(Const(0, 1), high_part)
         lost = Signal()
         with m.Switch(coarse):
             for k in range(1, 4):
                 with m.Case(k):
                     m.d.comb += lost.eq(wide[: 8 * k].any())
-        scaled = Signal(signed(38), reset_less=True)
-        m.d.sync += scaled.eq(wide.as_signed() >> (coarse << 3))
-        sticky = _after(m, "sticky", lost)
+        scaled = self._at(m, 7, "scaled", wide.as_signed() >> (coarse << 3))
+        sticky = self._at(m, 7, "sticky", lost)
 
         negative = scaled[37]
         narrow = scaled[: 1 + NARROW_BITS]
@@ -224,44 +239,39 @@ class Requantizer(wiring.Component):
             shifted.eq(narrow.as_signed() >> fine),
             tie.eq(~sticky & ((narrow & _ones_below(fine)) == 0)),
         ]
-        quotient = _after(m, "quotient", shifted[1:].as_signed())
-        rest = _after(m, "rest_8", scaled[1 + NARROW_BITS : 33])
-        up = _after(m, "up", shifted[0] & ~(double & negative & tie))
+        quotient = self._at(m, 8, "quotient", shifted[1:].as_signed())
+        rest = self._at(m, 8, "rest", scaled[1 + NARROW_BITS : 33])
+        up = self._at(m, 8, "up", shifted[0] & ~(double & negative & tie))
         fits = Signal()
         m.d.comb += fits.eq(scaled[NARROW_BITS:] == negative.replicate(38 - NARROW_BITS))
-        above = _after(m, "above_8", ~fits & ~negative)
-        below = _after(m, "below_8", ~fits & negative)
+        above = self._at(m, 8, "above", ~fits & ~negative)
+        below = self._at(m, 8, "below", ~fits & negative)
 
         zero_point = Mux(raw, 0, self.i_zero_point)
-        moved = _after(m, "moved", (quotient + zero_point + up)[: NARROW_BITS + 1].as_signed())
-        rest = _after(m, "rest_9", rest)
-        above, below = _after(m, "above_9", above), _after(m, "below_9", below)
+        moved = (quotient + zero_point + up)[: NARROW_BITS + 1].as_signed()
+        moved, rest = self._at(m, 9, "moved", moved), self._at(m, 9, "rest", rest)
+        above, below = self._at(m, 9, "above", above), self._at(m, 9, "below", below)
         self._clamp(m, moved, rest, above, below, raw)
 
     def _clamp(
         self, m: Module, moved: Signal, rest: Signal, above: Signal, below: Signal, raw: Signal
     ) -> None:
         """Stages 10 and 11: on which side of the limits the value lies; the value or a limit."""
-        is_high = _after(m, "is_high", ~raw & (above | (~below & (moved > self.i_high))))
-        is_low = _after(m, "is_low", ~raw & (below | (~above & (moved < self.i_low))))
-        inside = _after(m, "inside", Cat(moved[:NARROW_BITS], rest))
-        value = Signal(signed(32), reset_less=True)
+        is_high = ~raw & (above | (~below & (moved > self.i_high)))
+        is_low = ~raw & (below | (~above & (moved < self.i_low)))
+        is_high, is_low = self._at(m, 10, "is_high", is_high), self._at(m, 10, "is_low", is_low)
+        inside = self._at(m, 10, "inside", Cat(moved[:NARROW_BITS], rest))
+        clamped = Signal(signed(8))
         with m.If(is_high):
-            m.d.sync += value.eq(self.i_high)
+            m.d.comb += clamped.eq(self.i_high)
         with m.Elif(is_low):
-            m.d.sync += value.eq(self.i_low)
-        with m.Elif(raw):
-            m.d.sync += value.eq(inside)
+            m.d.comb += clamped.eq(self.i_low)
         with m.Else():
-            m.d.sync += value.eq(inside[:8].as_signed())
-        m.d.comb += self.o_value.eq(value)
+            m.d.comb += clamped.eq(inside[:8])
+        value = Signal(signed(32))
+        m.d.comb += value.eq(Mux(raw, inside.as_signed(), clamped))
+        m.d.comb += self.o_value.eq(self._at(m, 11, "value", value))
 
-
-def _after(m: Module, name: str, value: Value, reset_less: bool = True) -> Signal:
-    """The value one cycle later."""
-    later = Signal(value.shape(), name=name, reset_less=reset_less)
-    m.d.sync += later.eq(value)
-    return later
 
 
 def _ones_below(count: Value) -> Value:

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-import importlib.util
 import json
 import re
 import subprocess
 import sys
 
-import pytest
 from amaranth.hdl import Module, signed
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 from sparsemac_hw.bus import Axi4Signature, AxiLiteSignature
+from sparsemac_hw.core import Core
 from sparsemac_hw.emit import (
     _CONSTANT,
     CORE_NAME,
@@ -21,6 +20,8 @@ from sparsemac_hw.emit import (
     emit_component,
     emit_verilog,
 )
+from sparsemac_hw.shared import instance_of
+from sparsemac_hw.testing import simulate
 
 SMALL = CoreConfig(engines=2, lanes=2, act_depth=64, entry_depth=16, psum_depth=16, bus_width=32)
 
@@ -106,6 +107,58 @@ def test_no_block_waits_for_a_constant_to_change():
     ]
 
 
+class Part(wiring.Component):
+    """Counts while it is enabled; has an array among its members."""
+
+    def __init__(self):
+        super().__init__({"enable": In(1).array(2), "count": Out(4)})
+
+    def elaborate(self, platform):
+        m = Module()
+        with m.If(self.enable[0] & self.enable[1]):
+            m.d.sync += self.count.eq(self.count + 1)
+        return m
+
+
+class Many(wiring.Component):
+    """Three parts, cleared together."""
+
+    def __init__(self):
+        super().__init__({"enable": In(2), "clear": In(1), "counts": Out(12)})
+
+    def elaborate(self, platform):
+        m = Module()
+        for i in range(3):
+            part, m.submodules[f"part_{i}"] = instance_of("part", Part, self.clear, platform)
+            m.d.comb += [part.enable[0].eq(self.enable[0]), part.enable[1].eq(self.enable[1]),
+                         self.counts[4 * i : 4 * i + 4].eq(part.count)]
+        return m
+
+
+def test_parts_are_emitted_once():
+    text = emit_verilog(Many(), "top")
+    assert len(re.findall(r"^module part\(", text, re.M)) == 1
+    assert len(re.findall(r"^  part part_\d \(", text, re.M)) == 3
+    assert text.count(".enable__1(") == 3
+    core = emit_verilog(Core(SMALL.replace(engines=3)), CORE_NAME)
+    assert len(re.findall(r"^  sparsemac_engine engine_\d \(", core, re.M)) == 3
+    assert len(re.findall(r"^module sparsemac_engine\(", core, re.M)) == 1
+
+
+def test_parts_are_cleared_in_the_simulator():
+    dut = Many()
+
+    async def bench(ctx):
+        ctx.set(dut.enable, 3)
+        await ctx.tick().repeat(5)
+        assert ctx.get(dut.counts) == 0x555
+        ctx.set(dut.clear, 1)
+        await ctx.tick()
+        assert ctx.get(dut.counts) == 0
+
+    simulate(dut, bench)
+
+
 _TWICE = """
 import json, sys
 from sparsemac.config import CoreConfig
@@ -114,9 +167,6 @@ emit(CoreConfig.from_dict(json.loads(sys.argv[1])), sys.argv[2])
 """
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("sparsemac_hw.core") is None, reason="sparsemac_hw.core is not there"
-)
 def test_two_processes_emit_the_same_bytes_without_a_path(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     emit(SMALL, one)
