@@ -23,18 +23,13 @@ from .conv import ConvLayer, Geometry
 from .csr import Csr
 from .errors import UnsupportedLayer
 from .layout import Tensor, ceil_div, round_up
-from .schedule import header_cycles, row_costs
 from .stream import MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
-from .tiling import EXEC_OVERHEAD_CYCLES, Timeline
+from .tiling import EXEC_OVERHEAD_CYCLES, ExecCosts, Timeline, share_out
 
 __all__ = ["ConvTiling", "ConvView", "Pass", "choose_conv_tiling"]
 
 #: Blocks of a band to try; more only where ``depth`` asks for them.
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
-
-#: What the engines of one EXEC are uneven by: standard deviations of their loads that the busiest
-#: one is above the mean, and the part that stays of it, by tiles in turn and rows of an engine.
-UNEVEN, UNEVEN_TILES = 1.5, 0.2
 
 #: Shares of the channels to try as a channel tile.
 CHANNEL_SHARES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256)
@@ -178,23 +173,6 @@ def _select(csr: Csr, rows: NDArray[np.int64]) -> Csr:
     return Csr((len(rows), csr.shape[1]), indptr, csr.indices[entries], csr.data[entries])
 
 
-@dataclass(frozen=True, slots=True)
-class _PassCosts:
-    """Of the EXECs of a pass: cycles at each position, beats and cycles to unpack.
-
-    Attributes
-    ----------
-    cycles, beats, unpacking : (tiles,) float    Of the busiest engine; beats of all.
-    rows, longest : int                          Matrix rows; entries of the longest in a tile.
-    """
-
-    cycles: NDArray[np.float64]
-    beats: NDArray[np.float64]
-    unpacking: NDArray[np.float64]
-    rows: int
-    longest: int
-
-
 class _Chooser:
     """Enumerates legal tilings of one convolution and estimates each."""
 
@@ -209,42 +187,22 @@ class _Chooser:
         #: (outputs, channels + 1): entries of each output before each input channel.
         self.before = np.zeros((csr.shape[0], g.channels + 1), np.int64)
         np.cumsum(counts.reshape(csr.shape[0], g.channels), axis=1, out=self.before[:, 1:])
-        self._costs: dict[tuple[int, ...], _PassCosts] = {}
+        self._costs: dict[tuple[int, ...], ExecCosts] = {}
         #: Cycles of the best tiling so far, and those that every tiling takes for its entries.
         self.fewest = np.inf
         self._compute = (self.before[:, -1].sum() * g.out_height * g.out_width
                          * view.source.groups / view.config.engines)
 
-    def costs(self, p: Pass, blocks: int) -> "_PassCosts":
+    def costs(self, p: Pass, blocks: int) -> ExecCosts:
         """What the EXECs of a pass cost, one for each channel tile."""
         first, last = int(p.channels[0]), int(p.channels[-1]) + 1
         key = (first, last, p.inputs[0].start, p.inputs[0].stop, p.inputs[-1].stop, blocks)
         if key not in self._costs:
             edges = np.array([p.inputs[0].start, *(i.stop for i in p.inputs)])
             counts = np.diff(self.before[first:last, edges], axis=1)
-            self._costs[key] = self._share(counts, blocks)
+            self._costs[key] = share_out(counts, self.view.config, self.entry_bits,
+                                         self.row_bits, blocks)
         return self._costs[key]
-
-    def _share(self, counts: NDArray[np.int64], blocks: int) -> "_PassCosts":
-        """Shares (channels, tiles) entries out to the engines, nearly evenly."""
-        config = self.view.config
-        engines, rows = config.engines, len(counts) * blocks
-        own = ceil_div(rows, engines)
-        costs = row_costs(counts, config.shortest_row_cycles)
-        mean = np.maximum(costs.mean(axis=0), 1)
-        # The engine with most rows, the longest row, and what exchanges of rows leave over; the
-        # factors were measured on random rows, see `balance_tiles`.
-        spread = (costs.std(axis=0) / mean).mean()
-        left = 1 + UNEVEN * spread / own**0.5 * min(1.0, UNEVEN_TILES * counts.shape[1] / own)
-        busiest = np.maximum(costs.sum(axis=0) * blocks / engines * left,
-                             np.maximum(own * costs.min(axis=0), costs.max(axis=0)))
-        uneven = busiest * engines / np.maximum(costs.sum(axis=0) * blocks, 1)
-        entries = counts.sum(axis=0) * blocks / engines * uneven
-        bits = entries * self.entry_bits + own * self.row_bits
-        return _PassCosts(
-            cycles=busiest, beats=np.ceil(bits / config.bus_width) * engines,
-            unpacking=entries + own * header_cycles(self.row_bits), rows=rows,
-            longest=int(counts.max(initial=0)))
 
     # -- candidates -----------------------------------------------------------------------------
 

@@ -20,7 +20,17 @@ from .layout import ceil_div, round_up
 from .schedule import header_cycles, row_costs
 from .stream import HEADER_BITS, MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
 
-__all__ = ["RowTile", "Step", "Tiling", "Timeline", "choose_tiling", "estimate", "steps"]
+__all__ = [
+    "ExecCosts",
+    "RowTile",
+    "Step",
+    "Tiling",
+    "Timeline",
+    "choose_tiling",
+    "estimate",
+    "share_out",
+    "steps",
+]
 
 #: Cycles of a LOAD and of an EXEC that nothing overlaps: memory latency, pipelines, commands.
 LOAD_OVERHEAD_CYCLES = 40
@@ -29,9 +39,14 @@ EXEC_OVERHEAD_CYCLES = 80
 #: Engines do not read their streams at quite the same pace: a stream-bound EXEC takes longer.
 STREAM_SKEW = 1.05
 
-#: Numbers of regions of the activation buffer, and fractions of a tile for the first one, to try.
+#: What the engines of one EXEC are uneven by: standard deviations of their loads that the busiest
+#: one is above the mean, and the part that stays of it, by tiles in turn and rows of an engine.
+#: Measured on random rows dealt out by `balance_tiles`.
+UNEVEN, UNEVEN_TILES = 1.5, 0.2
+
+#: Numbers of regions of the activation buffer, and positions of the first tile, to try.
 REGIONS = (1, 2, 3, 4)
-FIRST_TILES = (8, 4, 2)
+FIRST_TILES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 
 #: Positions of a tile to try with partial sums.
 PARTIAL_POSITIONS = (1, 2, 4, 8, 16, 32)
@@ -156,8 +171,57 @@ class Timeline:
         self.end = self._free[self._slot] = start + max(took, stream)
 
 
+@dataclass(frozen=True, slots=True)
+class ExecCosts:
+    """Of the EXECs of some rows, one for each column tile.
+
+    Attributes
+    ----------
+    cycles, unpacking : (tiles,) float    Of the busiest engine: at each position, and once.
+    beats : (tiles,) float                Of all streams.
+    rows, longest : int                   Matrix rows; entries of the longest in a tile.
+    """
+
+    cycles: NDArray[np.float64]
+    unpacking: NDArray[np.float64]
+    beats: NDArray[np.float64]
+    rows: int
+    longest: int
+
+
+def share_out(counts: NDArray[np.int64], config: CoreConfig, entry_bits: int, row_bits: int,
+              blocks: int = 1) -> ExecCosts:
+    """Estimates what EXECs cost when rows are dealt out as `balance_tiles` does.
+
+    Parameters
+    ----------
+    counts : (rows, tiles)       Entries of each row in each column tile.
+    entry_bits, row_bits : int   As in `estimate`.
+    blocks : int                 How often each row is there.
+    """
+    engines, rows, tiles = config.engines, len(counts) * blocks, counts.shape[1]
+    if not rows:
+        idle = np.zeros(tiles)
+        return ExecCosts(idle, idle + 1, idle + engines, 0, 0)
+    own = ceil_div(rows, engines)
+    costs = row_costs(counts, config.shortest_row_cycles)
+    total = costs.sum(axis=0)
+    # The engine with most rows, the longest row, and what exchanges of rows leave over.
+    spread = (costs.std(axis=0) / costs.mean(axis=0)).mean()
+    left = 1 + UNEVEN * spread / own**0.5 * min(1.0, UNEVEN_TILES * tiles / own)
+    busiest = np.maximum(total * blocks / engines * left,
+                         np.maximum(own * costs.min(axis=0), costs.max(axis=0)))
+    # All streams are as long as the longest.
+    entries = counts.sum(axis=0) * busiest / total
+    bits = entries * entry_bits + own * row_bits
+    return ExecCosts(
+        cycles=busiest, unpacking=entries + own * header_cycles(row_bits),
+        beats=np.ceil(bits / config.bus_width) * engines, rows=rows,
+        longest=int(counts.max(initial=0)))
+
+
 def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_bits: int,
-             raw: bool) -> int:
+             raw: bool, shared: dict[tuple[int, ...], list[ExecCosts]] | None = None) -> int:
     """Predicts the cycles of a layer by running its LOADs and EXECs on a time line.
 
     An EXEC takes as long as its compute, its stream (on the bus, or being unpacked at one entry or
@@ -172,9 +236,18 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_
     entry_bits : int     Of one entry in the stream.
     row_bits : int       Of a row's header and parameters.
     raw : bool           Outputs are int32.
+    shared : dict        Costs that tilings of the same cuts share; filled on the way.
     """
     columns = tiling.column_tiles(csr.shape[1])
-    cycles, beats, unpacking, words = _costs(tiling, csr, config, entry_bits, row_bits)
+    shared = {} if shared is None else shared
+    key = tiling.columns, tiling.rows_per_engine
+    if key not in shared:
+        tiles = len(columns)
+        keys = csr.rows_of_entries * tiles + csr.indices // tiling.columns
+        counts = np.bincount(keys, minlength=csr.shape[0] * tiles).reshape(csr.shape[0], tiles)
+        shared[key] = [share_out(counts[tile.rows], config, entry_bits, row_bits)
+                       for tile in tiling.row_tiles]
+    costs = shared[key]
     word_beats = max(1, config.out_word_bytes(raw) // config.bus_bytes)
     plan = list(steps(tiling, len(columns)))
 
@@ -187,38 +260,12 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_
     line = Timeline(tiling.regions)
     read = 0
     for k, step in enumerate(plan):
-        r, c = step.row_tile, step.column_tile
-        store = int(words[r]) * step.positions * word_beats if c == len(columns) - 1 else 0
-        took = max(cycles[r, c] * step.positions, unpacking[r, c], store) + EXEC_OVERHEAD_CYCLES
-        line.step(took, beats[r, c], loads[k], loads[k + 1])
-        read += int(beats[r, c]) + loads[k]
+        cost, c = costs[step.row_tile], step.column_tile
+        store = cost.rows * step.positions * word_beats if c == len(columns) - 1 else 0
+        took = max(cost.cycles[c] * step.positions, cost.unpacking[c], store)
+        line.step(float(took) + EXEC_OVERHEAD_CYCLES, float(cost.beats[c]), loads[k], loads[k + 1])
+        read += int(cost.beats[c]) + loads[k]
     return int(max(line.end, read))
-
-
-def _costs(
-    tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_bits: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-    """(row tiles, column tiles) cycles per position, beats, cycles to unpack; and output words."""
-    tiles = len(tiling.column_tiles(csr.shape[1]))
-    keys = csr.rows_of_entries * tiles + csr.indices // tiling.columns
-    counts = np.bincount(keys, minlength=csr.shape[0] * tiles).reshape(csr.shape[0], tiles)
-    costs = row_costs(counts, config.shortest_row_cycles)
-    cycles = np.zeros((len(tiling.row_tiles), tiles))
-    beats, unpacking = np.zeros_like(cycles), np.zeros_like(cycles)
-    words = np.array([len(tile.rows) for tile in tiling.row_tiles], np.int64)
-    for r, tile in enumerate(tiling.row_tiles):
-        mine = costs[tile.rows]
-        # Longest first balances to within a row of the mean.
-        results = len(tile.rows) * config.lanes  # leave an engine one per cycle
-        cycles[r] = np.maximum(
-            np.maximum(mine.sum(0), results) / config.engines, mine.max(0, initial=0))
-        bits = counts[tile.rows].sum(0) * entry_bits + len(tile.rows) * row_bits
-        # All streams are as long as the longest: with few rows, that of the longest row.
-        uneven = np.maximum(1, cycles[r] * config.engines / np.maximum(mine.sum(0), 1))
-        beats[r] = bits * uneven / config.bus_width + config.engines
-        entries = counts[tile.rows].sum(0) + len(tile.rows) * header_cycles(row_bits)
-        unpacking[r] = entries * uneven / config.engines
-    return cycles, beats, unpacking, words
 
 
 def choose_tiling(
@@ -234,8 +281,9 @@ def choose_tiling(
     UnsupportedLayer    If none is legal, naming the limit.
     """
     best: tuple[Tiling, int] | None = None
+    shared: dict[tuple[int, ...], list[ExecCosts]] = {}
     for tiling in _candidates(csr, config, positions, MAX_OUT_OFFSET // plane):
-        cycles = estimate(tiling, csr, config, entry_bits, row_bits, raw)
+        cycles = estimate(tiling, csr, config, entry_bits, row_bits, raw, shared)
         if best is None or cycles < best[1]:
             best = tiling, cycles
     if best is None:
@@ -282,7 +330,7 @@ def _candidates(csr: Csr, config: CoreConfig, positions: int, reach: int) -> Ite
             largest = min(config.act_depth // regions // pitch, config.depth, positions)
             if largest < 1:
                 continue
-            for first in (0, *(largest // part for part in FIRST_TILES)):
+            for first in (0, *(size for size in FIRST_TILES if size < largest)):
                 tiles = _position_tiles(positions, largest, first)
                 resident = sum(tiles) * pitch <= config.act_depth
                 count = len(tiles) if resident else min(regions, len(tiles))
