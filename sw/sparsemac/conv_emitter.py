@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from .commands import Exec, Load, OutputMode, StreamFormat
 from .conv import ConvLayer
-from .conv_tiling import ConvTiling, ConvView, Pass, choose_conv_tiling
+from .conv_tiling import ConvTiling, ConvView, Pass, choose_conv_tiling, row_store_cycles
 from .csr import Csr
 from .emitter import MAX_LINE_BEATS, Builder, LayerPlan, interleave
 from .layout import Tensor
@@ -116,8 +116,10 @@ class ConvCompiler:
         costs = np.array([part.cycles(fmt, (positions,), config.shortest_row_cycles)
                           for part, fmt in zip(parts, formats, strict=True)])
         counts = np.sum([part.counts for part in parts], axis=0)
-        assigned = [interleave(rows, counts, config, positions) for rows in balance_tiles(
-            costs, config.engines, self.tiling.rows_per_engine)]
+        word_cycles = (config.engines / positions
+                       * row_store_cycles(self.tiling, self.target, config))
+        assigned = [interleave(rows, counts, config, positions, word_cycles)
+                    for rows in balance_tiles(costs, config.engines, self.tiling.rows_per_engine)]
         return [self._pack_tile(matrix, p, assigned, fmt, t)
                 for t, (matrix, fmt) in enumerate(zip(matrices, formats, strict=True))]
 

@@ -24,9 +24,9 @@ from .csr import Csr
 from .errors import UnsupportedLayer
 from .layout import Tensor, ceil_div, round_up
 from .stream import MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
-from .tiling import EXEC_OVERHEAD_CYCLES, ExecCosts, Timeline, share_out
+from .tiling import EXEC_OVERHEAD_CYCLES, ExecCosts, Timeline, share_out, store_cycles
 
-__all__ = ["ConvTiling", "ConvView", "Pass", "choose_conv_tiling"]
+__all__ = ["ConvTiling", "ConvView", "Pass", "choose_conv_tiling", "row_store_cycles"]
 
 #: Blocks of a band to try; more only where ``depth`` asks for them.
 BLOCKS = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64)
@@ -308,7 +308,7 @@ class _Chooser:
         for p in tiling.passes:
             costs = self.costs(p, tiling.blocks)
             store = np.zeros(len(p.inputs))
-            store[-1] = costs.rows * self._store_beats(tiling)
+            store[-1] = costs.rows * row_store_cycles(tiling, self.target, config)
             busy = np.maximum(costs.cycles * tiling.positions, costs.unpacking)
             took.append(np.tile(np.maximum(busy, store) + EXEC_OVERHEAD_CYCLES, parts))
             beats.append(np.tile(costs.beats, parts))
@@ -334,15 +334,15 @@ class _Chooser:
             end += (marks[2] - marks[1]) * (tiles - 3)
         return max(end, float(beats.sum() + loads.sum()) * tiles)
 
-    def _store_beats(self, tiling: ConvTiling) -> int:
-        """Beats that the output words of one row of an EXEC take: close ones share a beat."""
-        config, target = self.view.config, self.target
-        if target.word_bytes >= config.bus_bytes:
-            return tiling.positions * target.word_bytes // config.bus_bytes
-        each = config.bus_bytes // target.word_bytes
-        span = (tiling.block - 1) * target.row_pitch + tiling.width
-        apart = tiling.block * (ceil_div(tiling.width, each) + 1)
-        return min(tiling.positions, ceil_div(span, each) + 1, apart)
+
+def row_store_cycles(tiling: ConvTiling, target: Tensor, config: CoreConfig) -> float:
+    """Returns cycles of the store for one row of an EXEC: words that are close share a beat."""
+    if target.word_bytes >= config.bus_bytes:
+        return tiling.positions * store_cycles(target.word_bytes, config)
+    each = config.bus_bytes // target.word_bytes
+    span = (tiling.block - 1) * target.row_pitch + tiling.width
+    apart = tiling.block * (ceil_div(tiling.width, each) + 1)
+    return min(tiling.positions, ceil_div(span, each) + 1, apart) * store_cycles(1, config)
 
 
 def choose_conv_tiling(view: ConvView, target: Tensor, *, entry_bits: int,

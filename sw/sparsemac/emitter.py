@@ -24,7 +24,7 @@ from .stream import (
     entry_counts,
     pack,
 )
-from .tiling import Step, Tiling, choose_tiling, steps
+from .tiling import Step, Tiling, choose_tiling, steps, store_cycles
 
 if TYPE_CHECKING:
     from .conv_tiling import ConvTiling
@@ -160,27 +160,34 @@ def _over_words(csr: Csr, source: Tensor, order: NDArray[np.int64] | None) -> Cs
                csr.data[sort])
 
 
-def interleave(
-    rows: NDArray[np.int64], costs: NDArray[np.int64], config: CoreConfig, positions: int
-) -> NDArray[np.int64]:
+def interleave(rows: NDArray[np.int64], costs: NDArray[np.int64], config: CoreConfig,
+               positions: int, word_cycles: float) -> NDArray[np.int64]:
     """Orders the rows of an engine, which come longest first, so that short ones hide.
 
-    A row brings ``lanes`` results for each position, and they leave the engine one per cycle.
-    Behind a row shorter than that, results pile up; a longer one lets them drain. The next row is
-    the shortest left as long as the engine can hold what it adds, else the longest.
+    A row brings a word for each position, and the store takes one in ``word_cycles`` of each
+    engine. Behind a row shorter than that words pile up; a longer one lets them drain. The next row
+    is the shortest left as long as the engine can hold what it adds, else the longest.
+
+    Parameters
+    ----------
+    rows : (n,)            Of the engine.
+    costs : (all rows,)    Cycles of each row of the EXEC at one position.
+    positions : int        Of the EXEC.
+    word_cycles : float    Cycles from one word of an engine to the next if all engines store.
     """
-    lanes, shortest = config.lanes, config.shortest_row_cycles
-    room = config.out_words * lanes // (4 * positions)  # a quarter: engines share the store
+    cycles = np.maximum(costs[rows], config.shortest_row_cycles).tolist()
+    # A quarter of what it holds: engines that share the store are not always at the same point.
+    room = config.out_words * word_cycles / (4 * positions)
     order = np.empty_like(rows)
-    head, tail, piled = 0, len(rows) - 1, 0
+    head, tail, piled = 0, len(rows) - 1, 0.0
     for k in range(len(rows)):
-        more = lanes - max(int(costs[rows[tail]]), shortest)
-        if (more <= 0 or piled + more > room) and costs[rows[head]] > lanes:
-            row, head = rows[head], head + 1
+        more = word_cycles - cycles[tail]
+        if (more <= 0 or piled + more > room) and cycles[head] > word_cycles:
+            taken, head = head, head + 1
         else:
-            row, tail = rows[tail], tail - 1
-        order[k] = row
-        piled = max(0, piled + lanes - max(int(costs[row]), shortest))
+            taken, tail = tail, tail - 1
+        order[k] = rows[taken]
+        piled = max(0.0, piled + word_cycles - cycles[taken])
     return order
 
 
@@ -241,7 +248,8 @@ class LayerCompiler:
         costs = np.array([part.cycles(fmt, sizes, config.lanes)
                           for part, fmt in zip(parts, formats, strict=True)])
         counts = np.sum([part.counts for part in parts], axis=0)
-        assigned = [interleave(mine, counts, config, most) for mine in balance_tiles(
+        word_cycles = config.engines * store_cycles(self.target.word_bytes, config)
+        assigned = [interleave(mine, counts, config, most, word_cycles) for mine in balance_tiles(
             costs, config.engines, self.tiling.rows_per_engine)]
         return [self._pack_block(block, rows, assigned, fmt, c)
                 for c, (block, fmt) in enumerate(zip(blocks, formats, strict=True))]

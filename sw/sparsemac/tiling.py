@@ -30,11 +30,16 @@ __all__ = [
     "estimate",
     "share_out",
     "steps",
+    "store_cycles",
 ]
 
 #: Cycles of a LOAD and of an EXEC that nothing overlaps: memory latency, pipelines, commands.
 LOAD_OVERHEAD_CYCLES = 40
 EXEC_OVERHEAD_CYCLES = 80
+
+#: Cycles of a burst of the store, if many follow one another: it may await 16
+#: responses, each of which takes the latency of the memory.
+BURST_CYCLES = 2.4
 
 #: Engines do not read their streams at quite the same pace: a stream-bound EXEC takes longer.
 STREAM_SKEW = 1.05
@@ -220,6 +225,11 @@ def share_out(counts: NDArray[np.int64], config: CoreConfig, entry_bits: int, ro
         longest=int(counts.max(initial=0)))
 
 
+def store_cycles(word_bytes: int, config: CoreConfig) -> float:
+    """Returns cycles that the store takes for an output word of its own burst."""
+    return max(BURST_CYCLES, word_bytes / config.bus_bytes)
+
+
 def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_bits: int,
              raw: bool, shared: dict[tuple[int, ...], list[ExecCosts]] | None = None) -> int:
     """Predicts the cycles of a layer by running its LOADs and EXECs on a time line.
@@ -248,7 +258,7 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_
         shared[key] = [share_out(counts[tile.rows], config, entry_bits, row_bits)
                        for tile in tiling.row_tiles]
     costs = shared[key]
-    word_beats = max(1, config.out_word_bytes(raw) // config.bus_bytes)
+    each = store_cycles(config.out_word_bytes(raw), config)
     plan = list(steps(tiling, len(columns)))
 
     def loaded(step: Step) -> int:
@@ -261,7 +271,7 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_
     read = 0
     for k, step in enumerate(plan):
         cost, c = costs[step.row_tile], step.column_tile
-        store = cost.rows * step.positions * word_beats if c == len(columns) - 1 else 0
+        store = cost.rows * step.positions * each if c == len(columns) - 1 else 0.0
         took = max(cost.cycles[c] * step.positions, cost.unpacking[c], store)
         line.step(float(took) + EXEC_OVERHEAD_CYCLES, float(cost.beats[c]), loads[k], loads[k + 1])
         read += int(cost.beats[c]) + loads[k]
