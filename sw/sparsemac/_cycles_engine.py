@@ -279,6 +279,6 @@ def queue_cycles(depth: int) -> int:
 
 
 def _has_chunks(config: CoreConfig) -> bool:
-    """Whether lanes sum up chunks of rows, in fewer bits than a row's sum has."""
+    """Whether lanes sum up chunks of rows (`sparsemac_hw.layouts.partial_width`)."""
     chunk = max(8, config.shortest_row_cycles)
     return ((2 * chunk - 1) << 14).bit_length() + 1 < config.acc_width
