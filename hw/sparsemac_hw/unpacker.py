@@ -174,7 +174,7 @@ class Unpacker(wiring.Component):
             m.d.sync += row_full.eq(1)
         m.d.comb += [self.o_row.p.eq(row), self.o_row.valid.eq(row_full)]
         return (
-            takes_count & ~no_row & (command.positions > 1)
+            takes_count & ~no_row & ~window.short & (command.positions > 1)
             & (count > self._config.entry_depth)
         )
 
