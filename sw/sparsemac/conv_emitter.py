@@ -67,7 +67,6 @@ class ConvCompiler:
         self.source, self.target = source, target
         self.view = ConvView(layer, source, build.config)
         raw = self.linear.mode == OutputMode.RAW
-        check_no_overflow(self.linear.weights, self.linear.bias, self.config.acc_width)
         bias = self.linear.bias
         # Biases that are all zero cost bits and cycles, and add nothing.
         self.bias = bias if bias is not None and bias.any() else None
@@ -79,6 +78,7 @@ class ConvCompiler:
 
     def _choose(self) -> tuple[ConvTiling, int]:
         """Chooses with the entry size of the whole matrix, as if it were one tile."""
+        check_no_overflow(self.linear.weights, self.linear.bias, self.config.acc_width)
         one = Pass(np.arange(self.layer.outputs), (slice(0, self.geometry.channels),))
         whole = ConvTiling(1, 1, 1, (one,), 1)
         matrix = self.view.matrix(whole, one.channels, one.inputs[0],

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -197,27 +198,37 @@ class LayerCompiler:
     def __init__(self, build: Builder, index: int, layer: LinearLayer, source: Tensor,
                  target: Tensor, order: NDArray[np.int64] | None = None) -> None:
         self.build, self.index, self.layer, self.config = build, index, layer, build.config
-        self.source, self.target = source, target
-        self.weights = _over_words(layer.weights, source, order)
+        self.source, self.target, self._order = source, target, order
         self.source_ready = build.rows_written(source.address, -1, 0, source.height)
         self.turn = 0
-        raw = layer.mode == OutputMode.RAW
-        check_no_overflow(layer.weights, layer.bias, self.config.acc_width)
-        self.fmt = choose_format(self.weights, layer.weight_bits)
         # Biases that are all zero cost bits and cycles, and add nothing.
         self.bias = layer.bias if layer.bias is not None and layer.bias.any() else None
-        self.entries = entry_counts(self.weights, layer.weight_bits)
-        self.row_bits = HEADER_BITS + BIAS_BITS * (self.bias is not None) + SCALE_BITS * (not raw)
-        self.tiling, self.estimated = build.decide(index, lambda: choose_tiling(
-            self.weights.without_zeros(), self.config, source.groups,
-            entry_bits=self.fmt.entry_bits, row_bits=self.row_bits, raw=raw, name=layer.name,
-            plane=target.plane))
-        self.columns = self.tiling.column_tiles(self.weights.shape[1])
+        self.row_bits = (HEADER_BITS + BIAS_BITS * (self.bias is not None)
+                         + SCALE_BITS * (layer.mode != OutputMode.RAW))
+        (self.tiling, self._nonzeros, self.fmt), self.estimated = build.decide(index, self._choose)
+        self.columns = self.tiling.column_tiles(source.channels * source.plane)
+
+    def _choose(self) -> Decision:
+        """Checks the layer and chooses how it is cut."""
+        layer, config, weights = self.layer, self.config, self.weights
+        check_no_overflow(layer.weights, layer.bias, config.acc_width)
+        fmt = choose_format(weights, layer.weight_bits)
+        tiling, cycles = choose_tiling(
+            weights.without_zeros(), config, self.source.groups, entry_bits=fmt.entry_bits,
+            row_bits=self.row_bits, raw=layer.mode == OutputMode.RAW, name=layer.name,
+            plane=self.target.plane)
+        nonzeros = int(entry_counts(weights, layer.weight_bits).sum())
+        return (tiling, nonzeros, fmt), cycles
+
+    @cached_property
+    def weights(self) -> Csr:
+        """The matrix over the words of a group of the tensor that the layer reads."""
+        return _over_words(self.layer.weights, self.source, self._order)
 
     def plan(self) -> LayerPlan:
         """Returns what was decided."""
-        macs = int(self.entries.sum()) * self.source.columns
-        return LayerPlan(self.layer.name, self.fmt, self.tiling, macs, self.estimated)
+        return LayerPlan(self.layer.name, self.fmt, self.tiling,
+                         self._nonzeros * self.source.columns, self.estimated)
 
     def _pack_rows(self, r: int) -> list[_Piece]:
         """Streams of one row tile, one for each column tile."""

@@ -73,7 +73,9 @@ class BlockCost:
         absolute = StreamFormat(delta_bits=0, absolute=True, weight_bits=bits)
         if self._duplicates:
             return absolute
-        gaps, repeats = np.unique(self._gaps, return_counts=True)
+        repeats = np.bincount(self._gaps)
+        gaps = np.flatnonzero(repeats)
+        repeats = repeats[gaps]
         compute = self._csr.nnz * positions / config.engines
         found = []
         for fmt in (absolute, *(StreamFormat(delta_bits=d, weight_bits=bits) for d in range(9))):
