@@ -23,7 +23,7 @@ from sparsemac.conv import ConvLayer
 from sparsemac.driver import Core
 from sparsemac.graph import Graph
 from sparsemac.importers import load_model
-from sparsemac.inference import Inference, Model
+from sparsemac.inference import Inference, Model, predict
 
 MODELS = ("kws_ref_model", "ad01_int8", "pretrainedResnet_quant", "vww_96_int8")
 
@@ -102,7 +102,8 @@ def bench(graph: Graph, core: Core, data: Path, expected: dict[str, Any]) -> dic
                for layer in graph.layers]
     return {
         "published": len(cases), "exact": exact, "mismatches": mismatches,
-        "cycles": result.cycles, "macs": result.macs, "utilization": result.utilization,
+        "cycles": result.cycles, "predicted": sum(p.cycles for p in predict(graph, core.config)),
+        "macs": result.macs, "utilization": result.utilization,
         "doorbells": result.jobs, "seconds": seconds, "host_seconds": result.host_seconds,
         "bytes_to_device": result.bytes_to_device, "bytes_from_device": result.bytes_from_device,
         "density": sum(w.without_zeros().nnz for w in weights) / sum(np.prod(w.shape)
@@ -157,9 +158,9 @@ def accuracy(model: Model, data: Path, file: str, offset: int) -> dict[str, Any]
 def show(name: str, figures: dict[str, Any]) -> None:
     print(f"\n{name}: {figures['exact']} of {figures['published']} published outputs exact, "
           f"{figures['mismatches']} mismatches; density {figures['density']:.3f}")
-    print(f"  {figures['cycles']:,} cycles per inference in {figures['doorbells']} doorbells, "
-          f"utilization {figures['utilization']:.3f}; {figures['seconds']:.2f} s, "
-          f"{figures['host_seconds']:.3f} s of them on the host")
+    print(f"  {figures['cycles']:,} cycles per inference in {figures['doorbells']} doorbells "
+          f"({figures['predicted']:,} predicted), utilization {figures['utilization']:.3f}; "
+          f"{figures['seconds']:.2f} s, {figures['host_seconds']:.3f} s of them on the host")
     if "right" in figures:
         print(f"  {figures['right']} of {figures['labelled']} labels right: "
               f"{figures['right'] / figures['labelled']:.1%}")

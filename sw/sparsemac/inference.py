@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from .config import CoreConfig
 from .conv import ConvLayer
+from .cycles import MemoryModel, predict_cycles
 from .driver import Core, Network
 from .errors import UnsupportedLayer
 from .graph import Graph, Layer, Node, run_node
@@ -312,7 +313,10 @@ class Model:
         return target.from_device(result.outputs, shape)
 
 
-def predict(graph: Graph, config: CoreConfig, batch: int | None = None) -> tuple[Placement, ...]:
+def predict(
+    graph: Graph, config: CoreConfig, batch: int | None = None,
+    memory: MemoryModel | None = None,
+) -> tuple[Placement, ...]:
     """Tells where each node runs on a core, and how many cycles it will take.
 
     Parameters
@@ -320,6 +324,7 @@ def predict(graph: Graph, config: CoreConfig, batch: int | None = None) -> tuple
     graph : Graph
     config : CoreConfig
     batch : int            Samples at once. None: as many as the network was made for.
+    memory : MemoryModel   None: the default one; see `sparsemac.cycles`.
 
     Returns
     -------
@@ -343,8 +348,9 @@ def predict(graph: Graph, config: CoreConfig, batch: int | None = None) -> tuple
             placed[node.name] = Placement(node=node, where="host", reason=reason, macs=macs)
             continue
         assert program is not None
-        for node, layer in zip(stage.nodes, program.layers, strict=True):
-            cycles = layer.estimated_cycles
+        predicted = predict_cycles(program, config, memory)
+        for node, layer, own in zip(stage.nodes, program.layers, predicted.layers, strict=True):
+            cycles = own.cycles
             placed[node.name] = Placement(
                 node=node, where="device", doorbell=doorbell, macs=layer.macs, cycles=cycles,
                 utilization=layer.macs / (cycles * config.macs) if cycles else 0.0)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from .config import CoreConfig
 from .conv import ConvLayer
+from .cycles import predict_cycles
 from .driver import Core, open
 from .errors import ModelError
 from .graph import Graph, Node
@@ -137,10 +138,11 @@ def compile_graph(graph: Graph, config: CoreConfig, batch: int) -> Compiled:
             columns = (columns_of(graph, stage.nodes[0]) or 1) * times
             network = core.load(stage.segment)
             jobs = network.split(columns)
-            layers = [network.compile(n).layers for n in jobs]
+            programs = [network.compile(n) for n in jobs]
+            predicted = {id(p): predict_cycles(p, config).layers for p in programs}
             for i, node in enumerate(stage.nodes):
-                macs = sum(job[i].macs for job in layers)
-                cycles = sum(job[i].estimated_cycles for job in layers)
+                macs = sum(program.layers[i].macs for program in programs)
+                cycles = sum(predicted[id(program)][i].cycles for program in programs)
                 placed[node.name] = Placed(
                     where="device", reason="", doorbell=doorbell, macs=macs, cycles=cycles,
                     utilization=macs / (cycles * config.macs) if cycles else 0.0)
