@@ -9,6 +9,7 @@ import json
 
 import numpy as np
 import pytest
+import sparsemac
 from sparsemac import golden
 from sparsemac.commands import OutputMode
 from sparsemac.conv import ConvLayer, Geometry
@@ -16,6 +17,7 @@ from sparsemac.csr import as_csr
 from sparsemac.hostops import tflite
 from sparsemac.layer import LinearLayer
 from sparsemac.numerics import unpack_int4
+from support.on_core import replace_golden
 
 #: Vectors of operators that are neither a layer nor a host operation.
 FOREIGN = {"batch_matmul": "BATCH_MATMUL", "mul": "MUL", "svdf": "SVDF"}
@@ -246,6 +248,15 @@ def test_table_of_vectors_is_exact_or_refused(vectors):
     print(f"{len(exact)} exact, {len(refused)} refused, of {len(rows)}")
     assert len(exact) + len(refused) == len(rows)
     assert len(exact) >= 68
+
+
+@pytest.mark.slow
+def test_simulated_core_gives_the_same(vectors, monkeypatch):
+    with sparsemac.open("sim:") as core:
+        names = replace_golden(monkeypatch, core)
+        rows = outcomes(vectors)
+    assert [row for row in rows if row[2].startswith("differs")] == []
+    assert len(names) >= 50
 
 
 @pytest.mark.parametrize("name", [
