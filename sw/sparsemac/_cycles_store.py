@@ -131,48 +131,53 @@ class Store:
         """Takes words as far as it is known whose comes next."""
         limit, beats, taken = self._clock.now + LOOKAHEAD_CYCLES, self._word_beats, self._taken
         slack = 2 * beats * len(self._offers) + LOOKAHEAD_CYCLES
+        # Of each word, the beat whose place its last beat takes.
+        displaced = self._beats + beats - 1 - self._depth
         while self._pending:
             time, number = self._next()
             if time > limit:
                 self._alarm.set(time)
-                return
-            displaced = self._beats + beats - 1 - self._depth  # beat whose place the last one takes
+                break
             if displaced >= len(taken):
-                return  # until it is written
-            if displaced >= 0:
-                time = max(time, taken[displaced] + 2 - (beats - 1))
+                self._write()
+                if displaced >= len(taken):
+                    break  # until it is written
+            if displaced >= 0 and taken[displaced] + 3 > time + beats:
+                time = taken[displaced] + 3 - beats
             offered = self._take(number)
-            time = max(time + beats - 1, offered + (beats - 1) * self._result_cycles)
+            if beats > 1:
+                time = max(time + beats - 1, offered + (beats - 1) * self._result_cycles)
             self._time, self._turn = time + 1, (number + 1) % len(self._offers)
-            self._beats += beats
+            displaced += beats
             self._merged.append(time)
-            self._write()
             engine, offers = self._engines[number], self._offers[number]
             insort(engine.returned, time)
             # A later word tells early enough, if what the engine does next is far ahead.
             if not offers or offers[0] + slack > engine.last_issue:
                 engine.issue()
+        self._beats = displaced - beats + 1 + self._depth
+        self._write()
 
     # -- writing --------------------------------------------------------------------------------
 
     def _write(self) -> None:
         """Asks for bursts as long as it is known when they may be."""
-        while self._merged:
-            time = max(self._merged[0] + REQUEST_CYCLES, self._asked + 1)
-            before = self._words - WRITES_UNDER_WAY
-            if before >= len(self._answered):
-                return
-            if before >= 0:
-                time = max(time, self._answered[before] + 1)
-            self._merged.popleft()
+        merged, answered, beats = self._merged, self._answered, self._word_beats
+        before = self._words - WRITES_UNDER_WAY
+        while merged and before < len(answered):
+            time = merged.popleft() + REQUEST_CYCLES
+            if time <= self._asked:
+                time = self._asked + 1
+            if before >= 0 and time <= answered[before]:
+                time = answered[before] + 1
             self._asked = time
-            self._words += 1
+            before += 1
             self._under_way += 1
-            beats = self._word_beats
             first = self._pins.write(time + GRANT_CYCLES, beats, self._written)
             if first is not None:
                 self._taken.extend(range(first - 1, first - 1 + beats))
                 self._acknowledge(first + beats - 1)
+        self._words = before + WRITES_UNDER_WAY
 
     def _written(self, time: int) -> None:
         """Notes that a beat is written, as it happens."""
