@@ -30,7 +30,8 @@ def random_layer(rng, rows, cols, density=0.3, *, raw=False, weight_bits=8, bias
         weights=weights, weight_bits=weight_bits, bias=vector, name=name,
         mode=OutputMode(int(rng.integers(1, 3))),
         multiplier=rng.integers(1 << 30, 1 << 31, rows).astype(np.uint64),
-        shift=rng.integers(shift - 1, shift + 2, rows), zero_point=int(rng.integers(-20, 20)), low=low, high=high,
+        shift=rng.integers(shift - 1, shift + 2, rows), zero_point=int(rng.integers(-20, 20)),
+        low=low, high=high,
     )
 
 

@@ -10,7 +10,8 @@ CONFIG = CoreConfig(engines=2, lanes=4, bus_width=64)
 
 def result(counters, macs=100):
     return Result(all_outputs=(np.zeros((1, 1), np.int8),), counters=counters, macs=macs, jobs=1,
-                  estimated_cycles=10, bytes_to_device=0, bytes_from_device=0, program=None, config=CONFIG)
+                  estimated_cycles=10, bytes_to_device=0, bytes_from_device=0, program=None,
+                  config=CONFIG)
 
 
 def test_counters_are_those_of_the_register_map():
