@@ -153,7 +153,8 @@ class ConvCompiler:
         for group in range(self.source.groups):
             for first in tiling.bands(self.geometry.out_height):
                 self._band(streams, group, first, weights_address)
-                self.build.write_rows(self.target.address, group, first, first + tiling.band)
+                self.build.write_rows(self.target.address, range(group, group + 1),
+                                      range(first, first + tiling.band))
 
     def _band(self, streams: list[list[tuple[int, PackedStreams]]], group: int, first: int,
               weights_address: int) -> None:
@@ -181,9 +182,10 @@ class ConvCompiler:
         whole = self.line == source.plane and beats * count <= MAX_LINE_BEATS
         lines, line_beats = (1, beats * count) if whole else (count, beats)
         word = group * source.pitch + inputs.start * source.plane + start
-        rows = first * g.stride[0] - g.padding[0], (
-            (first + self.tiling.band - 1) * g.stride[0] - g.padding[0] + g.reach[0])
-        ready = build.rows_written(source.address, group, *rows)
+        top = first * g.stride[0] - g.padding[0]
+        ready = build.rows_written(
+            source.address, range(group, group + 1),
+            range(top, top + (self.tiling.band - 1) * g.stride[0] + g.reach[0]))
         build.commands.append(Load(
             address=source.address + word * source.word_bytes, destination=destination,
             line_beats=line_beats, lines=lines, stride=source.plane * source.word_bytes,

@@ -74,9 +74,9 @@ class Builder:
     packed: list[PackedStreams] = field(default_factory=list)
     cache: PackedCache = field(default_factory=dict)
     decisions: dict[int, Decision] = field(default_factory=dict)
-    # For each tensor, by address: group, first and last row, and the EXECs that must be complete
-    # before these rows are in memory. Group -1: all of them.
-    written: dict[int, list[tuple[int, int, int, int]]] = field(default_factory=dict)
+    # For each tensor, by address: groups and rows, and the EXECs that must be complete before these
+    # rows of these groups are in memory.
+    written: dict[int, list[tuple[range, range, int]]] = field(default_factory=dict)
     turn: int = 0
 
     def decide(self, index: int, choose: Callable[[], Decision]) -> Decision:
@@ -94,14 +94,15 @@ class Builder:
         self.turn += 1
         return self.turn % 2 * half
 
-    def write_rows(self, tensor: int, group: int, first: int, last: int) -> None:
-        """Notes that the EXECs so far write rows ``first..last - 1`` of a group of a tensor."""
-        self.written.setdefault(tensor, []).append((group, first, last, self.execs))
+    def write_rows(self, tensor: int, groups: range, rows: range) -> None:
+        """Notes that the EXECs so far write rows of some groups of a tensor."""
+        self.written.setdefault(tensor, []).append((groups, rows, self.execs))
 
-    def rows_written(self, tensor: int, group: int, first: int, last: int) -> int:
+    def rows_written(self, tensor: int, groups: range, rows: range) -> int:
         """EXECs that must be complete before rows of a tensor are in memory; 0 of an input."""
-        return max((n for g, a, b, n in self.written.get(tensor, ())
-                    if (-1 in (g, group) or g == group) and a < last and first < b), default=0)
+        return max((n for g, r, n in self.written.get(tensor, ())
+                    if g.start < groups.stop and groups.start < g.stop
+                    and r.start < rows.stop and rows.start < r.stop), default=0)
 
     def put_weights(self, streams: PackedStreams) -> int:
         """Keeps streams; returns their offset from the first weight."""
@@ -199,7 +200,6 @@ class LayerCompiler:
                  target: Tensor, order: NDArray[np.int64] | None = None) -> None:
         self.build, self.index, self.layer, self.config = build, index, layer, build.config
         self.source, self.target, self._order = source, target, order
-        self.source_ready = build.rows_written(source.address, -1, 0, source.height)
         self.turn = 0
         # Biases that are all zero cost bits and cycles, and add nothing.
         self.bias = layer.bias if layer.bias is not None and layer.bias.any() else None
@@ -290,11 +290,12 @@ class LayerCompiler:
         loaded = _Loaded(0, 0, 0)
         for step in steps(tiling, len(self.columns)):
             piece = pieces[step.row_tile][step.column_tile]
-            start = int(starts[step.tile])
+            start, size = int(starts[step.tile]), tiling.positions[step.tile]
             if step.loads:
-                loaded = self._load(piece.columns, start, tiling.positions[step.tile])
+                loaded = self._load(piece.columns, start, size)
             self._exec(piece, loaded, step, start + step.first, weights_address)
-        self.build.write_rows(self.target.address, -1, 0, 1)
+            if step.is_last_of_tile:
+                self.build.write_rows(self.target.address, range(start, start + size), range(1))
 
     def _region(self, pitch: int) -> int:
         """First word of the part of the buffer whose turn it is."""
@@ -316,11 +317,13 @@ class LayerCompiler:
         whole = pitch == source.pitch and beats * positions <= MAX_LINE_BEATS
         lines, line_beats = (1, beats * positions) if whole else (positions, beats)
         last = destination + pitch * positions
+        ready = build.rows_written(source.address, range(first, first + positions),
+                                   range(source.height))
         build.commands.append(Load(
             address=source.address + (first * source.pitch + columns.start) * source.word_bytes,
             destination=destination,
             line_beats=line_beats, lines=lines, stride=source.group_bytes,
-            wait=max(self.source_ready, build.free_after(destination, last))))
+            wait=max(ready, build.free_after(destination, last))))
         build.loads += 1
         return _Loaded(destination, pitch, build.loads)
 

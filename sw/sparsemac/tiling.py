@@ -116,6 +116,7 @@ class Step:
     tile, row_tile, column_tile : int    Which position tile, row tile, column tile.
     first, positions : int               Positions of the EXEC, counted in its position tile.
     loads : bool                         The channels of its column tile are loaded first.
+    is_last_of_tile : bool               Then all outputs of its position tile are there.
     """
 
     tile: int
@@ -124,27 +125,27 @@ class Step:
     first: int
     positions: int
     loads: bool
+    is_last_of_tile: bool
 
 
 def steps(tiling: Tiling, column_tiles: int) -> Iterator[Step]:
     """Yields the EXECs of a layer in order: positions outside, then rows, then columns."""
     for tile, positions in enumerate(tiling.positions):
-        loaded = False
-        for r, row_tile in enumerate(tiling.row_tiles):
-            size = positions if row_tile.replayed else 1
-            for first in range(0, positions, size):
-                for c in range(column_tiles):
-                    # With all channels in the buffer, one LOAD serves the whole position tile.
-                    yield Step(tile, r, c, first, size, column_tiles > 1 or not loaded)
-                    loaded = True
+        execs = [(r, first, positions if row_tile.replayed else 1, c)
+                 for r, row_tile in enumerate(tiling.row_tiles)
+                 for first in range(0, positions, positions if row_tile.replayed else 1)
+                 for c in range(column_tiles)]
+        for k, (r, first, size, c) in enumerate(execs):
+            # With all channels in the buffer, one LOAD serves the whole position tile.
+            yield Step(tile, r, c, first, size, column_tiles > 1 or k == 0, k == len(execs) - 1)
 
 
 class Timeline:
     """Runs LOADs and EXECs, one after another, in a model of the core.
 
     A LOAD waits for its region of the buffer, an EXEC for its LOAD and for the EXEC before it. An
-    EXEC ends no earlier than its weights have crossed the bus, which takes turns between them and
-    the LOAD behind it.
+    EXEC ends no earlier than its weights have crossed the bus, which they share with the LOAD
+    behind it, burst by burst.
 
     Attributes
     ----------
@@ -169,11 +170,13 @@ class Timeline:
             start = max(self._load_end, self._free[self._slot])
             self._load_end = start + load + LOAD_OVERHEAD_CYCLES
         start = max(self.end, self._load_end)
-        beside = 0.0
-        if following and self._free[self._turn % len(self._free)] <= start:
-            beside = min(following, beats)
-        stream = beats * STREAM_SKEW + beside + EXEC_OVERHEAD_CYCLES
-        self.end = self._free[self._slot] = start + max(took, stream)
+        took = max(took, beats * STREAM_SKEW + EXEC_OVERHEAD_CYCLES)
+        following_slot = self._turn % len(self._free)
+        if following and following_slot != self._slot and self._free[following_slot] <= start:
+            # While the LOAD lasts, weights get every second beat; if they need more, they fall
+            # behind by the rest, and never catch up, as little is unpacked ahead.
+            took += min(following, took / 2) * max(0.0, 2 - took / max(beats, 1))
+        self.end = self._free[self._slot] = start + took
 
 
 @dataclass(frozen=True, slots=True)

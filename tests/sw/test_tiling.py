@@ -68,7 +68,8 @@ def test_one_load_serves_all_rows_without_column_tiles():
     tiles = RowTile(np.arange(3), True), RowTile(np.arange(3, 5), False)
     tiling = Tiling((2,), 8, tiles, 1)
     assert list(steps(tiling, 1)) == [
-        Step(0, 0, 0, 0, 2, True), Step(0, 1, 0, 0, 1, False), Step(0, 1, 0, 1, 1, False)]
+        Step(0, 0, 0, 0, 2, True, False), Step(0, 1, 0, 0, 1, False, False),
+        Step(0, 1, 0, 1, 1, False, True)]
 
 
 def test_estimate_grows_with_the_work():
