@@ -69,8 +69,12 @@ def predict_cycles(program: Program, config: CoreConfig, memory: MemoryModel | N
 
     Raises
     ------
-    CommandError, StreamError    If the program is none that the core would run.
+    ValueError                   If the program was compiled for another core, as far as it shows.
+    CommandError, StreamError    If it is none that the core would run.
     """
+    if program.input.lanes != config.lanes:
+        raise ValueError(
+            f"program must be compiled for {config.lanes} lanes, not {program.input.lanes}")
     commands = decode_list(program.image[:program.command_count * COMMAND_BYTES])
     known: dict[tuple[object, ...], Streams] = {}
 
