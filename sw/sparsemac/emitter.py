@@ -299,13 +299,19 @@ class LayerCompiler:
 
     def _region(self, pitch: int) -> int:
         """First word of the part of the buffer whose turn it is."""
-        tiling = self.tiling
+        tiling, line = self.tiling, self.config.line_words
+        if tiling.resident:
+            starts = np.cumsum((0, *tiling.positions)) * pitch
+        else:
+            starts = np.arange(tiling.regions) * (self.config.act_depth // tiling.regions
+                                                  // line * line)
+            if self.turn == 0:  # begin where the layer before is done first
+                words = max(tiling.positions) * pitch
+                self.turn = min(range(tiling.regions), key=lambda slot: self.build.free_after(
+                    int(starts[slot]), int(starts[slot]) + words))
         slot = self.turn % tiling.regions
         self.turn += 1
-        if tiling.resident:
-            return sum(tiling.positions[:slot]) * pitch
-        words = self.config.act_depth // tiling.regions
-        return slot * (words // self.config.line_words * self.config.line_words)
+        return int(starts[slot])
 
     def _load(self, columns: slice, first: int, positions: int) -> _Loaded:
         """Loads channels of some positions."""

@@ -19,6 +19,9 @@ __all__ = ["BlockCost", "balance", "balance_rows", "balance_tiles", "header_cycl
 #: Bits of a stream that an engine reads in a cycle, unless they are an entry.
 HEADER_WORD_BITS = 32
 
+#: Cycles in which an engine reads nothing between two rows.
+ROW_GAP_CYCLES = 2
+
 #: A format may take this share of cycles more than the fastest one if it takes fewer bits.
 FORMAT_SLACK = 1 / 256
 
@@ -40,8 +43,8 @@ def row_costs(counts: NDArray[np.int64], shortest: int) -> NDArray[np.int64]:
 
 
 def header_cycles(row_bits: int) -> int:
-    """Returns cycles to unpack what stands before a row's entries, and to hand it on."""
-    return ceil_div(row_bits, HEADER_WORD_BITS) + 1
+    """Returns cycles to unpack what stands before a row's entries, and those lost behind it."""
+    return ceil_div(row_bits, HEADER_WORD_BITS) + ROW_GAP_CYCLES
 
 
 class BlockCost:

@@ -39,7 +39,7 @@ EXEC_OVERHEAD_CYCLES = 80
 
 #: Cycles of a burst of the store, if many follow one another: it may await 16
 #: responses, each of which takes the latency of the memory.
-BURST_CYCLES = 2.4
+BURST_CYCLES = 1.7
 
 #: Engines do not read their streams at quite the same pace: a stream-bound EXEC takes longer.
 STREAM_SKEW = 1.05

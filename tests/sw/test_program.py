@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiler, checked by running its programs on the command-wise golden model."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sparsemac.commands import COMMAND_BYTES, Exec, Load, decode_list
@@ -122,6 +124,25 @@ def test_layer_waits_for_the_one_before(rng):
     assert isinstance(next_load, Load) and isinstance(next_run, Exec)
     assert (load.wait, run.wait, next_load.wait, next_run.wait) == (0, 1, 1, 2)
     assert next_load.address == run.output
+
+
+def test_layer_begins_with_what_is_written_of_its_input(rng):
+    config = CONFIG.replace(act_depth=128, depth=2)
+    layers = [random_layer(rng, 20, 30), random_layer(rng, 10, 20)]
+    program, _ = check(layers, random_activations(rng, 30, 40), config)
+    commands = commands_of(program)
+    second = [c for c in commands if isinstance(c, Load)
+              and c.address >= min(e.output for e in commands if isinstance(e, Exec))]
+    execs = sum(isinstance(c, Exec) for c in commands[: commands.index(second[0])])
+    assert execs > 1 and second[0].wait < execs
+
+
+def test_biases_of_zero_are_left_out(rng):
+    bare = random_layer(rng, 20, 30, bias=False)
+    zeros = replace(bare, bias=np.zeros(20, np.int32))
+    x = random_activations(rng, 30, 4)
+    images = [check([layer], x, CONFIG)[0].image for layer in (bare, zeros)]
+    assert images[0] == images[1]
 
 
 def test_long_rows_do_not_hold_up_the_others(rng):

@@ -3,7 +3,16 @@ import numpy as np
 import pytest
 from sparsemac.config import CoreConfig
 from sparsemac.csr import as_csr
-from sparsemac.tiling import RowTile, Step, Tiling, choose_tiling, estimate, steps
+from sparsemac.tiling import (
+    RowTile,
+    Step,
+    Tiling,
+    Timeline,
+    choose_tiling,
+    estimate,
+    share_out,
+    steps,
+)
 from support.layers import random_matrix
 
 CONFIG = CoreConfig(engines=2, lanes=4, act_depth=256, entry_depth=64, psum_depth=64, depth=8)
@@ -103,3 +112,31 @@ def test_estimate_counts_every_beat_of_the_bus():
 def test_tiling_describes_itself():
     text = str(Tiling((2, 2, 1), 8, (RowTile(np.arange(5), True), RowTile(np.arange(1), False)), 2))
     assert text == "positions 2 x 3, rows 5 + 1 long, columns 8, 2 regions"
+
+
+def test_load_runs_beside_the_exec_before_it_in_another_region():
+    ends = []
+    for regions in (1, 2):
+        line = Timeline(regions)
+        line.step(1000, 100, 500, 500)
+        line.step(1000, 100, 500, 0)
+        ends.append(line.end)
+    assert ends[0] - ends[1] > 450
+
+
+def test_load_holds_up_weights_that_need_most_of_the_bus():
+    ends = []
+    for beats in (400, 900):
+        line = Timeline(2)
+        line.step(1000, beats, 100, 300)
+        ends.append(line.end)
+    assert ends[1] - ends[0] > 200
+
+
+def test_costs_are_shared_out_evenly_where_rows_are_alike():
+    costs = share_out(np.full((16, 2), 50), CoreConfig(engines=8, lanes=4), 12, 32)
+    assert costs.cycles.tolist() == [100, 100]
+    assert (costs.rows, costs.longest) == (16, 50)
+    odd = share_out(np.full((9, 1), 50), CoreConfig(engines=8, lanes=4), 12, 32)
+    assert odd.cycles.tolist() == [100]
+    assert share_out(np.zeros((0, 2), np.int64), CoreConfig(), 12, 32).rows == 0
