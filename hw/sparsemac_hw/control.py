@@ -162,7 +162,8 @@ class JobControl(wiring.Component):
         """Counts cycles without progress while something is expected."""
         idle_cycles = Signal(32)
         expecting = self.busy | self.draining
-        m.d.comb += expired.eq(self.watchdog.any() & (idle_cycles >= self.watchdog))
+        m.d.sync += expired.eq(
+            self.watchdog.any() & (idle_cycles >= self.watchdog) & ~expired & ~self.clear)
         with m.If(~expecting | self.progress | self.start | expired | self.clear):
             m.d.sync += idle_cycles.eq(0)
         with m.Else():

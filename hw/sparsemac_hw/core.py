@@ -215,8 +215,8 @@ class Core(wiring.Component):
             bank.fault_detail.eq(control.fault.detail),
             bank.fault_count.eq(control.fault_count),
         ]
-        stale = Signal(16)
-        m.d.sync += stale.eq(stale + reader.stale + writer.stale)
+        stale, stale_now = Signal(16), Signal(2)
+        m.d.sync += [stale_now.eq(reader.stale + writer.stale), stale.eq(stale + stale_now)]
         m.d.comb += bank.stale_count.eq(stale)
         self._connect_faults(m)
 

@@ -127,10 +127,10 @@ class Engine(wiring.Component):
             self.wait_store.eq(issuer.wait_store),
             self.wait_weights.eq(~issuer.issued & ~issuer.wait_short & ~issuer.wait_store
                                  & ~all_issued),
-            self.fault.eq(Mux(unpacker.fault != 0, unpacker.fault, Mux(
-                issuer.overrun, FaultCode.COLUMN, Mux(
-                    results.overrun, FaultCode.PSUM, FaultCode.NONE)))),
         ]
+        m.d.sync += self.fault.eq(Mux(unpacker.fault != 0, unpacker.fault, Mux(
+            issuer.overrun, FaultCode.COLUMN, Mux(
+                results.overrun, FaultCode.PSUM, FaultCode.NONE))))
         return m
 
     def _connect_sums(self, m: Module, lanes: MacLanes, sums: SumQueue) -> None:

@@ -153,7 +153,8 @@ class Unpacker(wiring.Component):
         with m.If(takes_count):
             m.d.sync += [
                 self._empty.eq((count == 0) & ~no_row), need.eq(count), self._end.eq(bits[15]),
-                self._known.eq(1), self._null.eq(no_row), row.out_offset.eq(bits[16:32]), row.bias.eq(0),
+                self._known.eq(1), self._null.eq(no_row),
+                row.out_offset.eq(bits[16:32]), row.bias.eq(0),
             ]
         with m.Elif(self._valid):
             with m.Switch(self._item):
