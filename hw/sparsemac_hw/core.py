@@ -169,6 +169,7 @@ class Core(wiring.Component):
             m.d.comb += [
                 engine.start.eq(executor.start),
                 engine.command.eq(executor.command),
+                engine.clear.eq(self._control.clear),
                 engine.w_en.eq(loader.w_en),
                 engine.w_line.eq(loader.w_line),
                 engine.w_sub.eq(loader.w_sub),
