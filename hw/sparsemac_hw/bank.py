@@ -158,7 +158,8 @@ class RegisterBank(wiring.Component):
         rejected = Signal(16)
         write_failed = self._take_writes(m, done)
         read_failed = self._answer_reads(m, done, rejected)
-        m.d.sync += rejected.eq(rejected + write_failed + read_failed)
+        failed = Signal(2)  # what was refused in the last cycle
+        m.d.sync += [failed.eq(write_failed + read_failed), rejected.eq(rejected + failed)]
         m.d.comb += self.irq.eq(done & self.irq_enable_done)
         return m
 

@@ -114,14 +114,17 @@ class JobControl(wiring.Component):
         self._watch(m, expired)
         self._collect(m, new_fault, failing)
 
+        # From a flip-flop: it goes to every part of the core.
+        m.d.sync += self.clear.eq(0)
         with m.FSM(name="job") as fsm:
             with m.State("IDLE"):  # no job
                 with m.If(self.start_job & ~self.soft_reset):
-                    m.d.comb += self.clear.eq(1)
+                    m.d.sync += self.clear.eq(1)
                     m.next = "START"
-            with m.State("START"):  # all parts are clear
-                m.d.comb += self.start.eq(~self.soft_reset)
-                m.next = "RUN"
+            with m.State("START"):  # all parts are being cleared, and are clear in the next cycle
+                with m.If(~self.clear):
+                    m.d.comb += self.start.eq(~self.soft_reset)
+                    m.next = "RUN"
                 with m.If(self.soft_reset):
                     m.next = "IDLE"
             with m.State("RUN"):  # commands are at work
@@ -147,7 +150,7 @@ class JobControl(wiring.Component):
                     m.next = "IDLE"
 
         with m.If(self.soft_reset):
-            m.d.comb += self.clear.eq(1)
+            m.d.sync += self.clear.eq(1)
         with m.If(self.clear):
             m.d.sync += self.fault.eq(0)
         m.d.comb += [
@@ -162,7 +165,8 @@ class JobControl(wiring.Component):
         """Counts cycles without progress while something is expected."""
         idle_cycles = Signal(32)
         expecting = self.busy | self.draining
-        m.d.comb += expired.eq(self.watchdog.any() & (idle_cycles >= self.watchdog))
+        m.d.sync += expired.eq(
+            self.watchdog.any() & (idle_cycles >= self.watchdog) & ~expired & ~self.clear)
         with m.If(~expecting | self.progress | self.start | expired | self.clear):
             m.d.sync += idle_cycles.eq(0)
         with m.Else():

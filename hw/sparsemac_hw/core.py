@@ -170,6 +170,7 @@ class Core(wiring.Component):
             m.d.comb += [
                 engine.start.eq(executor.start),
                 engine.command.eq(executor.command),
+                engine.clear.eq(self._control.clear),
                 engine.w_en.eq(loader.w_en),
                 engine.w_line.eq(loader.w_line),
                 engine.w_sub.eq(loader.w_sub),
@@ -186,6 +187,27 @@ class Core(wiring.Component):
             control.soft_reset.eq(bank.ctrl_soft_reset),
             control.abort.eq(bank.ctrl_abort),
             control.watchdog.eq(bank.watchdog),
+            control.reads_outstanding.eq(reader.outstanding.any()),
+            control.stale_outstanding.eq(reader.stale_outstanding.any()),
+            control.writes_outstanding.eq(writer.outstanding.any()),
+            control.held.eq(self._read_guard.pending | self._write_guard.pending | writer.owed),
+            bank.status_busy.eq(control.busy),
+            bank.status_fault.eq(control.fault.code.any()),
+            bank.status_draining.eq(control.draining),
+            bank.status_wedged.eq(control.wedged),
+            bank.done_set.eq(control.done),
+            bank.error_code.eq(control.fault.code),
+            bank.fault_command.eq(control.fault.command),
+            bank.fault_address.eq(control.fault.address),
+            bank.fault_detail.eq(control.fault.detail),
+            bank.fault_count.eq(control.fault_count),
+        ]
+        # What may come a cycle late does so, for it comes from all over the core. The guards let no
+        # burst out for longer than that behind the start of a job.
+        m.d.sync += [
+            # A burst on the pins was checked against the windows: they stay until it is taken.
+            bank.locked.eq(control.busy | self._read_guard.pending | self._write_guard.pending),
+            bank.start_refused.eq(control.busy | control.draining),
             control.finished.eq(
                 self._dispatcher.finished
                 & (self._loader.done_count == self._dispatcher.loads_issued)
@@ -198,26 +220,9 @@ class Core(wiring.Component):
                     *(engine.issued for engine in self._engines),
                 ).any()
             ),
-            control.reads_outstanding.eq(reader.outstanding.any()),
-            control.stale_outstanding.eq(reader.stale_outstanding.any()),
-            control.writes_outstanding.eq(writer.outstanding.any()),
-            control.held.eq(self._read_guard.pending | self._write_guard.pending | writer.owed),
-            bank.status_busy.eq(control.busy),
-            bank.status_fault.eq(control.fault.code.any()),
-            bank.status_draining.eq(control.draining),
-            bank.status_wedged.eq(control.wedged),
-            bank.done_set.eq(control.done),
-            # A burst on the pins was checked against the windows: they stay until it is taken.
-            bank.locked.eq(control.busy | self._read_guard.pending | self._write_guard.pending),
-            bank.start_refused.eq(control.busy | control.draining),
-            bank.error_code.eq(control.fault.code),
-            bank.fault_command.eq(control.fault.command),
-            bank.fault_address.eq(control.fault.address),
-            bank.fault_detail.eq(control.fault.detail),
-            bank.fault_count.eq(control.fault_count),
         ]
-        stale = Signal(16)
-        m.d.sync += stale.eq(stale + reader.stale + writer.stale)
+        stale, stale_now = Signal(16), Signal(2)
+        m.d.sync += [stale_now.eq(reader.stale + writer.stale), stale.eq(stale + stale_now)]
         m.d.comb += bank.stale_count.eq(stale)
         self._connect_faults(m)
 

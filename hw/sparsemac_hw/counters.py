@@ -101,7 +101,7 @@ class CounterBank(wiring.Component):
                 m.d.sync += moved.eq(0)
         with m.If(self.clear):
             m.d.sync += moved.eq(0)
-        self._accumulate(m, slot, moved)
+        self._accumulate(m, pick, slot, moved)
         return m
 
     def _collect(self, m: Module, name: str, picked: Value) -> Signal:
@@ -117,25 +117,29 @@ class CounterBank(wiring.Component):
         m.d.sync += step.eq(0)
         with m.If(self.busy & ~self.clear):
             m.d.sync += step.eq(amount)
-        m.d.sync += pending.eq(Mux(picked, 0, pending) + step)
+        m.d.sync += pending.eq(pending + step)
+        with m.If(picked):  # for the upper bits a synchronous clear, without a LUT
+            m.d.sync += pending.eq(step)
         with m.If(self.clear):
             m.d.sync += pending.eq(0)
         return pending
 
-    def _accumulate(self, m: Module, slot: Signal, moved: Signal) -> None:
+    def _accumulate(self, m: Module, pick: Signal, slot: Signal, moved: Signal) -> None:
         """Adds to the memory. It cannot be cleared at once: ``fresh`` words count as 0."""
         m.submodules.memory = memory = Memory(shape=COUNTER_BITS, depth=SLOTS, init=[])
         read, write = memory.read_port(domain="comb"), memory.write_port()
         fresh = Signal(SLOTS, init=(1 << SLOTS) - 1)
+        is_fresh = Signal(init=1)  # whether the word at ``slot`` is
         total = Signal(COUNTER_BITS)
         m.d.comb += [
             read.addr.eq(slot),
-            total.eq(Mux(fresh.bit_select(slot, 1), 0, read.data) + moved),
+            total.eq(Mux(is_fresh, 0, read.data) + moved),
             write.addr.eq(slot),
             write.data.eq(total),
             write.en.eq(1),
             self.r_data.eq(total),
         ]
+        m.d.sync += is_fresh.eq(fresh.bit_select(pick, 1) & (pick != slot))
         m.d.sync += fresh.bit_select(slot, 1).eq(0)
         with m.If(self.clear):
-            m.d.sync += fresh.eq((1 << SLOTS) - 1)
+            m.d.sync += [fresh.eq((1 << SLOTS) - 1), is_fresh.eq(1)]

@@ -37,6 +37,7 @@ class Engine(wiring.Component):
     start : In(1)                          Strobe: an EXEC begins.
     command : In(exec_layout)              Valid from ``start`` to ``done``.
     o : Out(stream of out_beat_layout)     Output words for the store.
+    clear : In(1)                          Strobe: all parts are being reset; so are the sums.
     w_en, w_line, w_sub, w_data : In       Activations from the loader.
     done : Out(1)                          All words of the EXEC have been taken by the store.
     issued, filler : Out(1)                For the counters.
@@ -47,6 +48,7 @@ class Engine(wiring.Component):
     i: stream.Interface
     start: Signal
     command: Any
+    clear: Signal
     o: stream.Interface
     w_en: Signal
     w_line: Signal
@@ -70,6 +72,7 @@ class Engine(wiring.Component):
             "start": In(1),
             "command": In(exec_layout),
             "o": Out(stream.Signature(out_beat_layout(config))),
+            "clear": In(1),
             "w_en": In(1),
             "w_line": In(range(lines)),
             "w_sub": In(index_shape(config.word_beats)),
@@ -110,6 +113,7 @@ class Engine(wiring.Component):
             lanes.i_weight.eq(issuer.o_weight),
             lanes.i_end.eq(issuer.o_end),
             lanes.i_last.eq(issuer.o_last),
+            lanes.i_flush.eq(self.clear),
             results.i_valid.eq(sums.o_valid),
             results.i_acc.eq(sums.o_acc),
             lanes.w_en.eq(self.w_en),
@@ -127,10 +131,10 @@ class Engine(wiring.Component):
             self.wait_store.eq(issuer.wait_store),
             self.wait_weights.eq(~issuer.issued & ~issuer.wait_short & ~issuer.wait_store
                                  & ~all_issued),
-            self.fault.eq(Mux(unpacker.fault != 0, unpacker.fault, Mux(
-                issuer.overrun, FaultCode.COLUMN, Mux(
-                    results.overrun, FaultCode.PSUM, FaultCode.NONE)))),
         ]
+        m.d.sync += self.fault.eq(Mux(unpacker.fault != 0, unpacker.fault, Mux(
+            issuer.overrun, FaultCode.COLUMN, Mux(
+                results.overrun, FaultCode.PSUM, FaultCode.NONE))))
         return m
 
     def _connect_sums(self, m: Module, lanes: MacLanes, sums: SumQueue) -> None:

@@ -67,6 +67,7 @@ class Executor(wiring.Component):
         pending_valid = Signal()
         met = Signal()
         settled = Signal()  # the engines have seen the start
+        quiet = Signal()  # so were the engines and the store in the last cycle
         complete = Signal()
         m.d.comb += [
             self.run.p.address.eq(self.i.p.command.weights),
@@ -75,10 +76,11 @@ class Executor(wiring.Component):
             self.i.ready.eq(self.run.ready & ~pending_valid),
             met.eq(self.loads_done >= pending.wait),
             self.waiting.eq(~self.running & pending_valid & ~met),
-            complete.eq(self.running & settled & self.engines_done.all() & self.store_idle),
+            complete.eq(self.running & settled & quiet),
         ]
         with m.If(self.i.ready & self.i.valid):
             m.d.sync += [pending.eq(self.i.p), pending_valid.eq(1)]
+        m.d.sync += quiet.eq(self.engines_done.all() & self.store_idle)
         m.d.sync += [self.start.eq(0), settled.eq(self.running & ~self.start)]
         with m.If((~self.running | complete) & pending_valid & met):
             m.d.sync += [

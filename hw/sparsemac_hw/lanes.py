@@ -3,6 +3,7 @@
 
 from functools import reduce
 from operator import or_
+from typing import Any
 
 from amaranth.hdl import Cat, Module, Signal, Value, signed, unsigned
 from amaranth.lib import wiring
@@ -41,6 +42,7 @@ class MacLanes(wiring.Component):
     -------
     i_valid, i_addr, i_weight : In             An entry: word address, int8 weight.
     i_end, i_last : In                         It is the last of its chunk; that of its row, too.
+    i_flush : In                               Strobe, without an entry: forget sums not complete.
     o_valid : Out(1).array(sum_buses)          A sum is on the bus.
     o_last : Out(1).array(sum_buses)           With ``o_valid``: of the last chunk of its row.
     o_acc : Out(signed(partial_width)).array(sum_buses)     The sum; 0 if there is none.
@@ -52,6 +54,7 @@ class MacLanes(wiring.Component):
     i_weight: Signal
     i_end: Signal
     i_last: Signal
+    i_flush: Signal
     o_valid: list[Signal]
     o_last: list[Signal]
     o_acc: list[Signal]
@@ -71,6 +74,7 @@ class MacLanes(wiring.Component):
             "i_weight": In(signed(8)),
             "i_end": In(1),
             "i_last": In(1),
+            "i_flush": In(1),
             "o_valid": Out(1).array(config.sum_buses),
             "o_last": Out(1).array(config.sum_buses),
             "o_acc": Out(signed(partial_width(config))).array(config.sum_buses),
@@ -87,8 +91,10 @@ class MacLanes(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        # Sums are forgotten in the way they end, so that no lane needs a reset for them.
+        ends = self.i_end & self.i_valid
         stage = {"valid": self.i_valid, "addr": self.i_addr, "weight": self.i_weight,
-                 "end": self.i_end, "last": self.i_last}
+                 "leaves": ends, "restarts": ends | self.i_flush, "last": self.i_last}
         lanes = []
         for v in range(self._config.lanes):
             lanes.append(self._lane(m, v, stage))
@@ -104,15 +110,16 @@ class MacLanes(wiring.Component):
             m.d.comb += self.o_acc[b].eq(sums)
         return m
 
-    def _delay(self, m: Module, v: int, stage: dict[str, Signal]) -> dict[str, Signal]:
+    def _delay(self, m: Module, v: int, stage: dict[str, Any]) -> dict[str, Any]:
         """The entry one cycle later, for the next lane."""
         later = {}
         for name, signal in stage.items():
-            later[name] = Signal(signal.shape(), name=f"{name}_{v + 1}", reset_less=name != "valid")
+            later[name] = Signal(Value.cast(signal).shape(), name=f"{name}_{v + 1}",
+                                 reset_less=name not in ("valid", "leaves"))
             m.d.sync += later[name].eq(signal)
         return later
 
-    def _lane(self, m: Module, v: int, stage: dict[str, Signal]) -> tuple[Signal, Signal, Signal]:
+    def _lane(self, m: Module, v: int, stage: dict[str, Any]) -> tuple[Signal, Signal, Signal]:
         """Returns the sum (0 if there is none), whether there is one, and whether it is last."""
         config = self._config
         width = partial_width(config)
@@ -139,9 +146,9 @@ class MacLanes(wiring.Component):
 
         valid = self._after(m, f"valid_read_{v}", stage["valid"])
         weight_read = self._after(m, f"weight_read_{v}", stage["weight"])
-        weight = Signal(signed(8), name=f"weight_now_{v}")
+        weight = Signal(signed(8), name=f"weight_now_{v}", reset_less=True)
         product = Signal(signed(16), name=f"product_{v}", reset_less=True)
-        acc = Signal(signed(width), name=f"acc_{v}")
+        acc = Signal(signed(width), name=f"acc_{v}", reset_less=True)
         shadow = Signal(signed(width), name=f"shadow_{v}", reset_less=True)
         total = Signal(signed(width), name=f"total_{v}")
         m.d.comb += total.eq(acc + product)
@@ -149,24 +156,25 @@ class MacLanes(wiring.Component):
             weight.eq(weight_read), product.eq(activation * weight),
             acc.eq(total), shadow.eq(total),
         ]
-        ending, last = stage["end"] & stage["valid"], stage["last"]
+        leaves, restarts, last = stage["leaves"], stage["restarts"], stage["last"]
         for k in range(1, 4):
-            ending = self._after(m, f"end_{k}_{v}", ending)
+            leaves = self._after(m, f"leaves_{k}_{v}", leaves, reset_less=False)
+            restarts = self._after(m, f"restarts_{k}_{v}", restarts)
             last = self._after(m, f"last_{k}_{v}", last)
         # Synchronous clears, so that the flip-flops' own reset does them without a LUT.
         with m.If(~valid):
             m.d.sync += weight.eq(0)
-        with m.If(ending):
+        with m.If(restarts):
             m.d.sync += acc.eq(0)
-        with m.Else():
+        with m.If(~leaves):
             m.d.sync += shadow.eq(0)
-        done = self._after(m, f"done_{v}", ending)
+        done = self._after(m, f"done_{v}", leaves, reset_less=False)
         return shadow, done, self._after(m, f"last_4_{v}", last)
 
     @staticmethod
-    def _after(m: Module, name: str, value: Value) -> Signal:
+    def _after(m: Module, name: str, value: Value, reset_less: bool = True) -> Signal:
         """The value one cycle later."""
-        later = Signal(value.shape(), name=name)
+        later = Signal(value.shape(), name=name, reset_less=reset_less)
         m.d.sync += later.eq(value)
         return later
 

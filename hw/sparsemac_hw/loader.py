@@ -109,16 +109,20 @@ class Loader(wiring.Component):
         lines_asked = Signal(load_layout["lines"].width)
         place = Signal(place_bits + 1)  # of the next beat
         end = Signal(place_bits + 1)  # behind the last beat that was asked for
+        # What follows from ``end`` and ``lines_asked`` is known a cycle behind them.
         line_end = Signal(max(place_bits + 1, line_bits) + 1)
-        beyond = Signal()
         all_asked = Signal()
+        settled = Signal()
+        beyond = Signal()
+        m.d.sync += [
+            line_end.eq(end + command.line_beats), all_asked.eq(lines_asked == command.lines),
+            settled.eq(1),
+        ]
         m.d.comb += [
-            line_end.eq(end + command.line_beats),
             beyond.eq(
                 line_end[place_bits + 1 :].any()
                 | (line_end[place_bits] & line_end[:place_bits].any())
             ),
-            all_asked.eq(lines_asked == command.lines),
             splitter.i.payload.address.eq(address << beat_bits),
             splitter.i.payload.beats.eq(command.line_beats),
             self.index.eq(command.index),
@@ -141,17 +145,18 @@ class Loader(wiring.Component):
                 with m.If(~(self.execs_done < pending.wait)):  # smaller than >=
                     m.next = "ASK"
             with m.State("ASK"):  # one line after the other goes to the splitter
-                m.d.comb += splitter.i.valid.eq(~all_asked & ~beyond)
-                with m.If(all_asked):
+                m.d.comb += splitter.i.valid.eq(settled & ~all_asked & ~beyond)
+                with m.If(settled & all_asked):
                     m.next = "DRAIN"
-                with m.Elif(beyond):
+                with m.Elif(settled & beyond):
                     m.d.comb += self.fault_valid.eq(1)
                     m.next = "HALT"
-                with m.Elif(splitter.i.ready):
+                with m.Elif(splitter.i.valid & splitter.i.ready):
                     m.d.sync += [
                         address.eq(address + command.stride[beat_bits:]),
                         lines_asked.eq(lines_asked + 1),
                         end.eq(line_end),
+                        settled.eq(0),
                     ]
             with m.State("DRAIN"):  # the last beats are on their way
                 with m.If(place == end):

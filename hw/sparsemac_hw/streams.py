@@ -139,7 +139,12 @@ class Queue(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
         m = Module()
-        m.submodules.memory = memory = Memory(shape=self._shape, depth=self._depth, init=[])
+        # Left to itself, yosys makes distributed memory of some hundred words, too.
+        deep = self._depth > DISTRIBUTED_DEPTH
+        m.submodules.memory = memory = Memory(
+            shape=self._shape, depth=self._depth, init=[],
+            attrs={"ram_style": "block"} if deep else {},
+        )
         write = memory.write_port()
         put = Signal()
         take = Signal()
@@ -154,7 +159,7 @@ class Queue(wiring.Component):
         step = Cat(put ^ take, (take & ~put).replicate(len(self.level) - 1))
         m.d.sync += self.level.eq(self.level + step)
         self._step(m, write.addr, put)
-        if self._depth <= DISTRIBUTED_DEPTH:
+        if not deep:
             read = memory.read_port(domain="comb")
             m.d.comb += [self.o.valid.eq(self.level != 0), self.o.payload.eq(read.data)]
             self._step(m, read.addr, take)

@@ -281,12 +281,14 @@ class Writer(wiring.Component):
         """Judges responses, a cycle after they came."""
         arrived = Signal()
         response = Signal(2, reset_less=True)
-        epoch = Signal(ID_BITS, reset_less=True)
         complete = Signal(range(self.MAX_OUTSTANDING + 1))  # bursts that left and await theirs
         mine = Signal()
-        m.d.sync += [arrived.eq(self.bvalid), response.eq(self.bresp), epoch.eq(self.bid)]
+        # The epoch may change under a response that is in this stage: it is judged on its way in.
+        m.d.sync += [
+            arrived.eq(self.bvalid), response.eq(self.bresp),
+            mine.eq(self.bvalid & (self.bid == self.epoch) & ~self.clear),
+        ]
         m.d.comb += [
-            mine.eq(arrived & (epoch == self.epoch)),
             self.stale.eq(arrived & ~mine),
             # A stray response is swallowed and never counted: the burst's own is still to come.
             answered.eq(mine & complete.any() & ~self.clear),

@@ -29,10 +29,11 @@ def test_a_job_starts_clear_runs_and_is_done_once():
     dut = control()
 
     async def drive(ctx):
-        ctx.set(dut.start_job, 1)
-        assert ctx.get(dut.clear)
         await pulse(ctx, dut.start_job)
-        assert ctx.get(dut.start) and ctx.get(dut.stop) and ctx.get(dut.busy)
+        assert ctx.get(dut.clear) and not ctx.get(dut.start)
+        await ctx.tick()
+        assert not ctx.get(dut.clear) and ctx.get(dut.start)
+        assert ctx.get(dut.stop) and ctx.get(dut.busy)
         await ctx.tick().repeat(5)
         assert ctx.get(dut.busy) and not ctx.get(dut.stop)
         ctx.set(dut.finished, 1)
@@ -162,6 +163,7 @@ def test_d2_the_epoch_advances_when_a_clear_leaves_bursts_behind():
         assert ctx.get(dut.epoch) == 0
         ctx.set(dut.reads_outstanding, 1)
         await pulse(ctx, dut.soft_reset)
+        await ctx.tick()
         assert ctx.get(dut.epoch) == 1
 
     simulate(dut, drive)

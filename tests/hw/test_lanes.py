@@ -111,3 +111,35 @@ def test_accumulator_wraps_at_its_width():
 
     simulate(dut, drive)
     assert sums == [3 * 127 * 127 - (1 << 16)]
+
+
+def test_flush_forgets_a_sum_that_is_not_complete():
+    config = CoreConfig(engines=1, lanes=2, act_depth=64, bus_width=32, fifo_depth=64)
+    dut = MacLanes(config)
+    sums = []
+
+    async def entry(ctx, weight, end):
+        ctx.set(dut.i_valid, 1)
+        ctx.set(dut.i_weight, weight)
+        ctx.set(dut.i_end, end)
+        await ctx.tick()
+        ctx.set(dut.i_valid, 0)
+
+    async def drive(ctx):
+        ctx.set(dut.w_en, 1)
+        ctx.set(dut.w_data, 0x0102)
+        await ctx.tick()
+        ctx.set(dut.w_en, 0)
+        await entry(ctx, 100, 0)
+        ctx.set(dut.i_flush, 1)
+        await ctx.tick()
+        ctx.set(dut.i_flush, 0)
+        await entry(ctx, 3, 0)
+        await entry(ctx, 4, 1)
+        for _ in range(12):
+            *_, valid, acc = await ctx.tick().sample(dut.o_valid[0], dut.o_acc[0])
+            if valid:
+                sums.append(acc)
+
+    simulate(dut, drive)
+    assert sums == [7 * 2, 7 * 1]
