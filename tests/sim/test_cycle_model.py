@@ -16,7 +16,7 @@ OTHERS = {
     "16x1": CoreConfig(engines=16, lanes=1, bus_width=512, act_depth=16384),
     "3x16": CoreConfig(engines=3, lanes=16, bus_width=32, burst_beats=8, act_depth=1024),
     "1x64": CoreConfig(engines=1, lanes=64, fifo_depth=64, act_depth=512, burst_beats=4),
-    "6x2": CoreConfig(engines=6, lanes=2, bus_width=128, acc_width=19, entry_depth=16),
+    "6x2": CoreConfig(engines=6, lanes=2, bus_width=128, entry_depth=16),
 }
 MAPS = {
     "3x3": Geometry(channels=6, height=10, width=10, kernel=(3, 3), padding=(1, 1, 1, 1)),
