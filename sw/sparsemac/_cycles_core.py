@@ -17,6 +17,10 @@ __all__ = ["CoreModel"]
 #: of two (`sparsemac_hw.dispatcher`).
 CHECK_CYCLES, DIVIDE_CYCLES = 3, 32
 
+#: Cycles from an EXEC's last word being acknowledged to the EXEC being complete, and from all
+#: commands being complete to the end of the job.
+QUIET_CYCLES, FINISHED_CYCLES = 1, 1
+
 #: Counters of engine cycles that are told apart; the rest is `stall_command`.
 _SPENT = ("issued", "stall_activations", "stall_weights", "stall_store", "stall_short", "idle")
 
@@ -100,7 +104,8 @@ class CoreModel:
         self._clock.run()
         if len(self.exec_ends) + len(self._load_ends) != len(commands):
             raise ValueError("commands must wait only for what can be complete before them")
-        self.cycles = max([self._empty, *self._load_ends[-1:], *self.exec_ends[-1:]]) + 1
+        ends = [self._empty, *self._load_ends[-1:], *self.exec_ends[-1:]]
+        self.cycles = max(ends) + FINISHED_CYCLES + 1
         counters = self.counters
         counters["cycles"], counters["read_beats"] = self.cycles, self._bus.beats
         counters["stall_command"] = (
@@ -224,7 +229,8 @@ class CoreModel:
             while self._at_work or self.store.busy:
                 self._parked.add("execs")
                 yield None
-            complete = max(begin + 3, self.store.idle, *(e.done for e in self._engines))
+            quiet = max(self.store.idle, *(e.done for e in self._engines))
+            complete = max(begin + 3, quiet + QUIET_CYCLES)
             self._count(streams, begin + 1, complete)
             yield complete
             self.exec_ends.append(complete + 1)

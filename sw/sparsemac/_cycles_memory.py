@@ -96,8 +96,8 @@ class DataPins:
 
     With a limit, both take their bytes from one bucket that holds two beats. When it has but one
     beat left, reads go first in odd cycles, and in even ones both go on credit, as in
-    ``sim/sparsemac_sim/native/memory.h``. There cycle 0 is odd for the first job of a device that
-    was just opened, and so it is here; where it is even, and the limit well below a beat per cycle,
+    ``sim/sparsemac_sim/native/memory.h``. There cycle 0 is even for the first job of a device that
+    was just opened, and so it is here; where it is odd, and the limit well below a beat per cycle,
     a job takes up to 3 % more or less.
     """
 
@@ -160,8 +160,8 @@ class DataPins:
         left = self._fill(now)
         if left >= self._beat_bytes and min(read, write) <= now:
             reads, writes = read <= now, write <= now
-            if reads and writes and now % 2 == 0 and left < 2 * self._beat_bytes:
-                writes = False  # cycle 0 is odd to the memory
+            if reads and writes and now % 2 and left < 2 * self._beat_bytes:
+                writes = False
             self._left = left - (reads + writes) * self._beat_bytes
             self._filled = now
             if reads:
