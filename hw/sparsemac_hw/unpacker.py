@@ -95,12 +95,15 @@ class Unpacker(wiring.Component):
         self._item = Signal(Item, reset_less=True)
         self._valid_1, self._valid = Signal(), Signal()
         self._is_count, self._is_entry = Signal(), Signal()
+        self._broken = Signal()  # instead of an item came the end of the stream
+        whole = self._valid_1 & ~window.short
         with m.If(window.advance):
             m.d.sync += [
                 item_1.eq(self._asked), self._item.eq(item_1),
-                self._valid_1.eq(window.step), self._valid.eq(self._valid_1),
-                self._is_count.eq(self._valid_1 & (item_1 == Item.COUNT)),
-                self._is_entry.eq(self._valid_1 & (item_1 == Item.ENTRY)),
+                self._valid_1.eq(window.step), self._valid.eq(whole),
+                self._broken.eq(self._valid_1 & window.short),
+                self._is_count.eq(whole & (item_1 == Item.COUNT)),
+                self._is_entry.eq(whole & (item_1 == Item.ENTRY)),
             ]
         self._flow = Signal()  # the entries behind the window move on
         weight = Signal(signed(8))
@@ -113,7 +116,7 @@ class Unpacker(wiring.Component):
         m.d.comb += self.fault.eq(Mux(
             column_fault, FaultCode.COLUMN, Mux(
                 row_fault, FaultCode.ROW, Mux(
-                    self._valid & window.short & ~self._null, FaultCode.STREAM, FaultCode.NONE))))
+                    self._broken & ~self._null, FaultCode.STREAM, FaultCode.NONE))))
         return m
 
     def _judge(self, m: Module, weight: Signal) -> Value:
@@ -250,7 +253,7 @@ class Unpacker(wiring.Component):
                     m.next = "IDLE"
         with m.If(self._null):  # no row at all: nor is there what was asked for behind it
             m.d.sync += [self._valid_1.eq(0), self._valid.eq(0)]
-            m.d.sync += [self._is_count.eq(0), self._is_entry.eq(0)]
+            m.d.sync += [self._is_count.eq(0), self._is_entry.eq(0), self._broken.eq(0)]
         m.d.comb += self.done.eq(~running)
 
     def _offsets(self, m: Module, weight: Signal) -> Value:

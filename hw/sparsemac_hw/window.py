@@ -43,7 +43,7 @@ class BitWindow(wiring.Component):
     step : In(1)        Step over ``step_bits`` bits, 1 to 32; only while ``valid`` and ``advance``.
     step_bits : In(6)   How many bits the next item has.
     bits : Out(32)      An item, and what follows it.
-    short : Out(1)      The item on ``bits`` was not complete.
+    short : Out(1)      The item that comes onto ``bits`` with the next ``advance`` is not complete.
     valid : Out(1)      There is a next item.
     ended : Out(1)      The last beat has been taken.
     """
@@ -90,12 +90,10 @@ class BitWindow(wiring.Component):
         coarse = self._shifted(m, Cat(current, following), position, len(position), FINE_BITS)
         aligned = Signal(len(coarse), reset_less=True)
         fine = Signal(FINE_BITS, reset_less=True)
-        is_short = Signal()
         end = Signal(6)
         with m.If(self.advance):
             m.d.sync += [
-                is_short.eq(~current_real | (~following_real & (end > WINDOW_BITS))),
-                self.short.eq(is_short),
+                self.short.eq(~current_real | (~following_real & (end > WINDOW_BITS))),
                 aligned.eq(coarse), fine.eq(position),
                 self.bits.eq(self._shifted(m, aligned, fine, FINE_BITS, 0)),
             ]
