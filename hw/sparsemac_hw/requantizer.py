@@ -128,30 +128,20 @@ class Requantizer(wiring.Component):
 
     def _accompany(self, m: Module) -> None:
         """The valid bits and the tag, all the way."""
-        self._valid, tag = [self.i_valid], self.i_tag
+        valid, tag = self.i_valid, self.i_tag
         for stage in range(1, self.LATENCY_CYCLES + 1):
-            valid = Signal(name=f"valid_{stage}")
-            m.d.sync += valid.eq(self._valid[-1])
-            later = Signal(self._tag_shape, name=f"tag_{stage}", reset_less=True)
-            with m.If(self._valid[-1]):
-                m.d.sync += later.eq(tag)
-            tag = later
-            self._valid.append(valid)
-        m.d.comb += [
-            self.o_valid.eq(self._valid[-1]),
-            self.o_sum_valid.eq(self._valid[self.SUM_LATENCY_CYCLES]),
-            self.o_tag.eq(tag),
-        ]
+            later_valid = Signal(name=f"valid_{stage}")
+            m.d.sync += later_valid.eq(valid)
+            valid, tag = later_valid, self._at(m, stage, "tag", tag)
+            if stage == self.SUM_LATENCY_CYCLES:
+                m.d.comb += self.o_sum_valid.eq(valid)
+        m.d.comb += [self.o_valid.eq(valid), self.o_tag.eq(tag)]
 
-    def _at(self, m: Module, stage: int, name: str, value: Value) -> Signal:
-        """The register of a value behind a stage; it moves only with a result.
-
-        A result comes every few cycles: between two nothing toggles, nor is there anything to
-        simulate.
-        """
+    @staticmethod
+    def _at(m: Module, stage: int, name: str, value: Any) -> Any:
+        """The register of a value behind a stage."""
         later = Signal(value.shape(), name=f"{name}_{stage}", reset_less=True)
-        with m.If(self._valid[stage - 1]):
-            m.d.sync += later.eq(value)
+        m.d.sync += later.eq(value)
         return later
 
     def _add(self, m: Module, raw: Signal) -> tuple[Signal, Signal, Signal]:
@@ -159,12 +149,11 @@ class Requantizer(wiring.Component):
         total = Signal(signed(32), reset_less=True)
         multiplier = Signal(36, reset_less=True)
         shift = Signal(5, name="shift_1", reset_less=True)
-        with m.If(self.i_valid):
-            m.d.sync += [
-                total.eq(self.i_acc + self.i_addend),
-                multiplier.eq(self.i_multiplier),
-                shift.eq(self.i_shift),
-            ]
+        m.d.sync += [
+            total.eq(self.i_acc + self.i_addend),
+            multiplier.eq(self.i_multiplier),
+            shift.eq(self.i_shift),
+        ]
         # A constant instead of the input is a synchronous set or reset: it costs no LUT, and the
         # multiplier then stands in for registers of 32 bits all the way beside it.
         with m.If(raw):
