@@ -32,7 +32,7 @@ class SharedModules:
 
 def instance_of(
     name: str, make: Callable[[], wiring.Component], clear: Signal, platform: object
-) -> tuple[Any, Elaboratable]:
+) -> tuple[Any, Any]:
     """Makes a part that is reset with its clock domain and with ``clear``.
 
     Parameters

@@ -78,7 +78,7 @@ def run_layer(layer: LinearLayer, x: NDArray[np.int8]) -> NDArray[np.int8] | NDA
                       layer.low, layer.high, layer.mode)
 
 
-def run_conv(layer: ConvLayer, x: NDArray[np.int8]) -> NDArray[np.int8] | NDArray[np.int32]:
+def run_conv(layer: ConvLayer, x: NDArray[np.int8]) -> NDArray[np.generic]:
     """Runs a convolution on arrays of the shapes of ``layer.input_shape`` and ``output_shape``.
 
     Returns int8, or int32 in mode RAW.

@@ -23,7 +23,7 @@ from .errors import ModelError
 from .importers.torch import as_tensors, import_with_outputs, tensors_in
 
 if TYPE_CHECKING:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
 __all__ = ["OutputError", "offload"]
 

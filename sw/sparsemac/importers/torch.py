@@ -20,7 +20,7 @@ from ._torch_table import MODULES, handler_of
 from ._torch_trace import PURPOSE, check_module, evaluating, kind_of, trace
 
 if TYPE_CHECKING:
-    import torch
+    import torch.nn  # pyright: ignore[reportMissingImports]
 
 __all__ = ["as_tensors", "import_module", "import_with_outputs"]
 
