@@ -10,7 +10,7 @@ submodules.
 from collections.abc import Callable
 from typing import Any
 
-from amaranth.hdl import ClockSignal, Elaboratable, Instance, ResetInserter, ResetSignal, Signal
+from amaranth.hdl import ClockSignal, Instance, ResetInserter, ResetSignal, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
