@@ -137,10 +137,10 @@ class CoreConfig:
     def sum_buses(self) -> int:
         """Buses on which the sums of an engine's lanes leave, each with a share of the lanes.
 
-        16 lanes share one, the best number for a bus that is an OR in LUTs of 4 inputs. A row among
-        longer ones takes at least as many cycles as a bus has lanes.
+        A row among longer ones takes at least as many cycles as a bus has lanes; four is what the
+        sums of one lane must lie apart.
         """
-        return max(1, self.lanes // 16)
+        return min(4, max(1, self.lanes // 4))
 
     @property
     def shortest_row_cycles(self) -> int:

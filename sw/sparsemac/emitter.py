@@ -178,8 +178,7 @@ def interleave(rows: NDArray[np.int64], costs: NDArray[np.int64], config: CoreCo
     word_cycles : float    Cycles from one word of an engine to the next if all engines store.
     """
     cycles = np.maximum(costs[rows], config.shortest_row_cycles).tolist()
-    # A quarter of what it holds: engines that share the store are not always at the same point.
-    room = config.out_words * word_cycles / (4 * positions)
+    room = config.out_words * word_cycles / positions
     order = np.empty_like(rows)
     head, tail, piled = 0, len(rows) - 1, 0.0
     for k in range(len(rows)):

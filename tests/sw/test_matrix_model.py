@@ -78,7 +78,7 @@ def test_only_what_does_not_fit_is_rounded(tmp_path, weight_bits, value, rounded
     ("a.npy", "\x93NUMPY", r"a\.npy must be a NumPy array: .*"),
     ("a.npz", "PK", r"a\.npz must be a matrix of SciPy's save_npz: .*"),
     ("a.mtx", MTX[:-3], r"a\.mtx must be a Matrix Market file: .*"),
-    ("a.csv", "1,2", r"a\.csv must end in \.tflite, .*, not '\.csv'"),
+    ("a.csv", "1,2", r"a\.csv must end in \.smnet, \.tflite, .*, not '\.csv'"),
 ])
 def test_damaged_files_are_model_errors(tmp_path, name, text, message):
     if name[2:] in ("mtx", "npz"):
