@@ -146,7 +146,7 @@ class ConvView:
         Rows of one channel stand together. ``inputs`` are the channels in the buffer, of ``line``
         words each.
         """
-        g, csr = self.geometry, _select(self.layer.expanded, channels)
+        g, csr = self.geometry, self.layer.expanded.take_rows(channels)
         taps = g.kernel[0] * g.kernel[1]
         channel, tap = np.divmod(csr.indices, taps)
         keep = (channel >= inputs.start) & (channel < inputs.stop)
@@ -159,18 +159,10 @@ class ConvView:
         if tiling.blocks == 1:
             return one
         rows = np.repeat(np.arange(len(channels)), tiling.blocks)
-        repeated = _select(one, rows)
+        repeated = one.take_rows(rows)
         shift = np.array(tiling.block_starts) * g.stride[0] * self.source.row_pitch
         shifts = np.tile(shift, len(channels))[repeated.rows_of_entries]
         return Csr(repeated.shape, repeated.indptr, repeated.indices + shifts, repeated.data)
-
-
-def _select(csr: Csr, rows: NDArray[np.int64]) -> Csr:
-    """Returns some rows of a matrix, in this order."""
-    lengths = csr.row_lengths[rows]
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    entries = np.arange(indptr[-1]) + np.repeat(csr.indptr[:-1][rows] - indptr[:-1], lengths)
-    return Csr((len(rows), csr.shape[1]), indptr, csr.indices[entries], csr.data[entries])
 
 
 class _Chooser:

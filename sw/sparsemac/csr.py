@@ -91,6 +91,13 @@ class Csr:
             indices, data = indices[keep], data[keep]
         return Csr((r1 - r0, c1 - c0), indptr, indices - c0, data)
 
+    def take_rows(self, rows: NDArray[np.int64]) -> "Csr":
+        """Returns the rows of these numbers, in this order; one may come more than once."""
+        lengths = self.row_lengths[rows]
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        entries = np.arange(indptr[-1]) + np.repeat(self.indptr[:-1][rows] - indptr[:-1], lengths)
+        return Csr((len(rows), self.shape[1]), indptr, self.indices[entries], self.data[entries])
+
 
 def as_csr(matrix: Any, *, weight_bits: int = 8) -> Csr:
     """Accepts a matrix of integers in any usual form, and checks all of it.

@@ -143,14 +143,6 @@ class _Loaded:
     loads: int  # of the list, up to this one
 
 
-def _select(csr: Csr, rows: NDArray[np.int64]) -> Csr:
-    """Returns some rows of a matrix."""
-    lengths = csr.row_lengths[rows]
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    entries = np.arange(indptr[-1]) + np.repeat(csr.indptr[:-1][rows] - indptr[:-1], lengths)
-    return Csr((len(rows), csr.shape[1]), indptr, csr.indices[entries], csr.data[entries])
-
-
 def _over_words(csr: Csr, source: Tensor, order: NDArray[np.int64] | None) -> Csr:
     """Turns columns, the inputs of a layer, into words of a group of the tensor that it reads."""
     if source.plane == 1 and order is None:
@@ -237,7 +229,7 @@ class LayerCompiler:
         key = (self.index, r, len(rows), int(rows.sum()), tiling.columns, tiling.rows_per_engine,
                max(sizes) == 1)
         if key not in self.build.cache:
-            selected = _select(self.weights, rows)
+            selected = self.weights.take_rows(rows)
             blocks = [selected.take(slice(None), c) for c in self.columns]
             self.build.cache[key] = self._pack_blocks(blocks, rows, sizes)
         first_row = int(rows[0]) if len(rows) else 0

@@ -224,6 +224,14 @@ def test_take_returns_blocks():
         assert np.array_equal(csr.take(rows, columns).to_dense(), dense[rows, columns])
 
 
+@pytest.mark.parametrize("rows", [[], [3], [7, 0, 7, 19]])
+def test_take_rows_returns_them_in_order(rows):
+    rng = np.random.default_rng(4)
+    dense = (rng.random((20, 30)) < 0.2) * rng.integers(-9, 10, (20, 30))
+    taken = as_csr(dense).take_rows(np.array(rows, np.int64))
+    assert np.array_equal(taken.to_dense(), dense[rows])
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_random_matrices_equal_scipys(seed):
     print("seed", seed)
