@@ -124,7 +124,10 @@ class Unpacker(wiring.Component):
         window, command, bits = self._window, self.command, self._window.bits
         row = Signal(row_layout)
         row_full = Signal()  # the header is complete
-        self._empty = Signal()  # an entry of weight 0 must be made for the row
+        no_entries = Signal()
+        # An entry of weight 0 must be made for the row: when its header is complete, as the sum
+        # must not be there before it.
+        self._empty = Signal()
         self._end = Signal(reset_less=True)  # the row is the stream's last
         self._known = Signal()  # the row's count has been read
         self._need = need = Signal(15)  # entries of the row that must still be asked for
@@ -155,7 +158,7 @@ class Unpacker(wiring.Component):
             m.d.sync += self._empty.eq(0)
         with m.If(takes_count):
             m.d.sync += [
-                self._empty.eq((count == 0) & ~no_row), need.eq(count), self._end.eq(bits[15]),
+                no_entries.eq(count == 0), need.eq(count), self._end.eq(bits[15]),
                 self._known.eq(1), self._null.eq(no_row), row.out_offset.eq(bits[16:32]),
                 row.bias.eq(0),
             ]
@@ -174,7 +177,7 @@ class Unpacker(wiring.Component):
             m.d.sync += row_full.eq(0)
         with m.If(self._valid & window.advance & (self._item == final) & ~self._null
                   & ~(self._is_count & no_row)):
-            m.d.sync += row_full.eq(1)
+            m.d.sync += [row_full.eq(1), self._empty.eq(Mux(self._is_count, count == 0, no_entries))]
         m.d.comb += [self.o_row.p.eq(row), self.o_row.valid.eq(row_full)]
         return (
             takes_count & ~no_row & ~window.short & (command.positions > 1)

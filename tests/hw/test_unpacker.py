@@ -16,13 +16,15 @@ class Run:
     """One simulation of an unpacker over several EXECs with random back-pressure."""
 
     def __init__(self, seed, bus_width, execs, *, delta_bits=4, absolute=False, weight_bits=8,
-                 has_bias=True, quantized=True, positions=1, cut=0, entry_depth=512):
+                 has_bias=True, quantized=True, positions=1, cut=0, entry_depth=512,
+                 pause=0.3):
         print("seed", seed)
-        self.rng = random.Random(seed)
+        self.rng, self.pause = random.Random(seed), pause
         self.dut = Unpacker(CoreConfig(
             engines=1, bus_width=bus_width, fifo_depth=64, entry_depth=entry_depth
         ))
         self.entries, self.counts, self.rows, self.faults, self.fillers = [], [], [], [], 0
+        self.headers = []  # for each entry, the rows whose headers are known by then
         self.command = {
             "delta_bits": delta_bits, "absolute": absolute, "int4": weight_bits == 4,
             "has_bias": has_bias, "mode": 2 if quantized else 0, "limit": LIMIT,
@@ -46,7 +48,7 @@ class Run:
         i = self.dut.i
         for beats in self.streams:
             for k, beat in enumerate(beats):
-                while self.rng.random() < 0.3:
+                while self.rng.random() < self.pause:
                     await ctx.tick()
                 ctx.set(i.p, {"data": beat, "last": k == len(beats) - 1})
                 ctx.set(i.valid, 1)
@@ -80,6 +82,7 @@ class Run:
                 *sampled, dut.fault, dut.filler)
             if ev and ready[0]:
                 self.entries.append((e.offset, e.weight))
+                self.headers.append(len(self.rows) + rv)
             if cv and ready[1]:
                 self.counts.append(c)
             if rv and ready[2]:
@@ -124,6 +127,16 @@ def test_reads_rows_and_entries(bus_width, form):
         got = [(row.multiplier, row.shift) for row in run.rows]
         assert got == [(row.multiplier, row.shift) for row in rows]
     assert run.fillers == run.expected_fillers
+
+
+@pytest.mark.parametrize("density", [0, 0.01])
+def test_entries_come_behind_their_headers_however_slow_the_stream(density):
+    """A sum needs the bias and the scale of its row: an empty row's is there at once."""
+    rows = random_rows(np.random.default_rng(5), 20, LIMIT, density=density)
+    run = Run(5, 32, [rows], pause=0.8)
+    row_of = np.repeat(np.arange(len(rows)), [max(1, len(row.entries)) for row in rows])
+    assert run.faults == [] and len(run.headers) == len(row_of)
+    assert (np.array(run.headers) > row_of).all()
 
 
 def test_a3_offset_beyond_the_limit_is_a_fault_and_is_not_passed_on():

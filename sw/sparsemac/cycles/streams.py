@@ -152,8 +152,8 @@ def _items(rows: UnpackedStreams, header: list[int], fmt: StreamFormat) -> _Item
     all_bits[places], all_entry[places] = bits, entry
     for k, width in enumerate(header):
         all_bits[starts + k] = width
-    # An empty row becomes an entry as soon as it is known to be empty.
-    all_entry[starts[sizes == 0] + 1] = True
+    # An empty row becomes an entry behind its header.
+    all_entry[starts[sizes == 0] + len(header)] = True
     return _Items(all_bits, all_entry, firsts)
 
 
