@@ -1,12 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures area and clock of cores on an ECP5-85F (speed grade 6), out of context.
 
-    python scripts/bench_area.py [ENGINESxLANES ...] [--set NAME=VALUE ...] [--seeds N]
+    python scripts/bench_area.py [ENGINESxLANES ...] [--set NAME=VALUE ...] [--seeds N] [--readme]
+    python scripts/bench_area.py --fit
 
 A cell counts in LUT4-equivalents: 1 for a LUT4, 2 for a CCU2C (two bits of a carry chain), 4 for
 a TRELLIS_DPR16X4 (16 words of 4 bits). The total is that of the flat core. ``--modules`` keeps the
 hierarchy, which costs some LUTs more, and tells where the area goes. With ``--seeds`` the flat core
-is placed and routed so many times; the clock is the median of those.
+is placed and routed so many times; the clock is the median of those. ``--readme`` writes the table
+into README.md.
+
+``--fit`` renews the area model, `sparsemac_boards.area`: it synthesizes and packs the cores of
+`PLAN` whose Verilog has changed since they were measured, fits the coefficients by least squares of
+relative errors, none of them negative, and says how far the model is off. It goes on where it was
+interrupted.
 
 Figures go to stdout, as Markdown or with ``--json``; progress goes to stderr.
 """
@@ -20,12 +27,18 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sparsemac.config import CoreConfig
+from sparsemac_boards import area
 from sparsemac_boards.build import find_tools
+from sparsemac_boards.soc import UartSoc
 from sparsemac_hw.core import Core
 from sparsemac_hw.emit import CORE_NAME, emit_verilog
 
@@ -42,6 +55,52 @@ TARGET_PS = 6667
 SHAPES = ("1x32", "2x32", "2x64")
 SETTINGS = {"act_depth": 2048}
 
+ROOT = Path(__file__).resolve().parent.parent
+MEASUREMENTS = ROOT / "boards" / "sparsemac_boards" / area.MEASUREMENTS
+
+#: Lines between which ``--readme`` puts the table.
+MARKS = "<!-- bench_area.py -->", "<!-- end of bench_area.py -->"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A core that the area model is fitted to, or held against."""
+
+    shape: str
+    settings: tuple[str, ...] = ()
+    soc_memory_bytes: int = 0
+    held_out: bool = False
+
+    @property
+    def config(self) -> CoreConfig:
+        """The configuration."""
+        return parse_config(self.shape, list(self.settings))
+
+
+SMALLEST = ("act_depth=64", "psum_depth=0", "entry_depth=16", "windows=1", "counters=false")
+
+#: Few and small, but each parameter at several values, and not always together with another.
+PLAN = (
+    Planned("1x1", SMALLEST),
+    Planned("2x8", ("psum_depth=512",)),
+    Planned("1x32"),
+    Planned("4x8", ("bus_width=128",)),
+    Planned("1x1", SMALLEST, soc_memory_bytes=1 << 16),
+    Planned("8x4", ("act_depth=4096", "entry_depth=1024", "psum_depth=256")),
+    Planned("1x8", ("act_depth=1024", "windows=16", "entry_depth=64", "psum_depth=16")),
+    Planned("16x1", ("act_depth=4096", "bus_width=128", "psum_depth=64", "counters=false")),
+    Planned("1x16", ("act_depth=512", "bus_width=512", "psum_depth=0")),
+    Planned("4x4", ("act_depth=4096", "acc_width=20", "psum_depth=0")),
+    Planned("1x64"),
+    Planned("1x1", (*SMALLEST, "bus_width=128"), soc_memory_bytes=1 << 16),
+    Planned("4x16", ("counters=false",)),
+    Planned("2x16", ("act_depth=4096", "bus_width=32", "acc_width=24", "psum_depth=256")),
+    Planned("2x64"),
+    Planned("2x16", held_out=True),
+    Planned("1x32", ("act_depth=1024", "bus_width=256", "psum_depth=0"), held_out=True),
+    Planned("12x1", ("act_depth=8192", "psum_depth=256"), held_out=True),
+)
+
 
 def parse_config(shape: str, settings: list[str]) -> CoreConfig:
     """Returns the configuration of a shape like ``2x64``, with the shortest FIFOs it allows."""
@@ -52,7 +111,7 @@ def parse_config(shape: str, settings: list[str]) -> CoreConfig:
     values: dict[str, int] = {**SETTINGS, "fifo_depth": max(16, 32 // engines)}
     for setting in settings:
         name, _, value = setting.partition("=")
-        values[name] = int(value)
+        values[name] = value == "true" if value in ("true", "false") else int(value)
     return CoreConfig.from_dict({"engines": engines, "lanes": lanes, **values})
 
 
@@ -97,14 +156,16 @@ def count_modules(modules: dict[str, Any]) -> dict[str, Counter[str]]:
     return found
 
 
+def nextpnr(tools: dict[str, str], directory: Path, *options: str) -> None:
+    """Runs nextpnr on what `synthesize` left."""
+    run([tools["NEXTPNR_ECP5"], "--85k", "--speed", "6", "--package", "CABGA756", "--json",
+         "core.json", "--out-of-context", "-q", *options], directory)
+
+
 def measure_clock(tools: dict[str, str], directory: Path, seed: int) -> tuple[float, str]:
     """Places and routes; returns the clock [MHz] and the start and end of the longest path."""
-    run(
-        [tools["NEXTPNR_ECP5"], "--85k", "--speed", "6", "--package", "CABGA756", "--json",
-         "core.json", "--out-of-context", "--router", "router2", "--freq", "150", "--seed",
-         str(seed), "--timing-allow-fail", "--report", "report.json", "-q", "--log", "pnr.log"],
-        directory,
-    )
+    nextpnr(tools, directory, "--router", "router2", "--freq", "150", "--seed", str(seed),
+            "--timing-allow-fail", "--report", "report.json", "--log", "pnr.log")
     report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
     clock = min(c["achieved"] for c in report["fmax"].values())
     steps = next(p["path"] for p in report["critical_paths"] if p["from"] == p["to"])
@@ -169,6 +230,141 @@ def markdown(results: list[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+# -- the area model -----------------------------------------------------------------------------
+
+
+def measure_cells(planned: Planned, tools: dict[str, str], known: dict[int, dict[str, Any]]
+                  ) -> dict[str, Any]:
+    """Returns a measurement as `area.measurements` describes it; ``known`` are those by Verilog."""
+    config, memory_bytes = planned.config, planned.soc_memory_bytes
+    top = UartSoc(config, memory_bytes, 37) if memory_bytes else Core(config)
+    verilog = emit_verilog(top, CORE_NAME).encode()
+    crc = zlib.crc32(verilog)
+    start = time.monotonic()
+    if crc not in known:
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            (directory / "core.v").write_bytes(verilog)
+            (top_cells,) = count_modules(synthesize(tools, directory, False)).values()
+            nextpnr(tools, directory, "--pack-only", "--log", "pack.log")
+            log_text = (directory / "pack.log").read_text(encoding="utf-8")
+        cells = {cell: top_cells[cell] for cell in CELLS}
+        for cell in ("TRELLIS_COMB", "TRELLIS_RAMW"):
+            found = re.search(rf"{cell}:\s*(\d+)/", log_text)
+            if found is None:
+                raise RuntimeError(f"nextpnr's log must tell how many {cell} there are")
+            cells[cell] = int(found[1])
+        known[crc] = {"cells": cells}
+    log.info("%s %s: %.0f s", planned.shape, " ".join(planned.settings), time.monotonic() - start)
+    return {"config": config.as_dict(), "soc_memory_bytes": memory_bytes,
+            "held_out": planned.held_out, "verilog_crc": crc, "cells": known[crc]["cells"]}
+
+
+def counts_of(cells: dict[str, int]) -> dict[str, int]:
+    """Returns what the model predicts: the cells of `area.FITTED`."""
+    return {**cells, "PACKED": cells["TRELLIS_COMB"] - equivalents(Counter(cells))}
+
+
+def least_squares(matrix: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Solves for nonnegative coefficients, one after another until none changes.
+
+    Parameters
+    ----------
+    matrix : (measurements, features) float64
+    wanted : (measurements,) float64
+
+    Source
+    ------
+    Franc, Hlavac, Navara, "Sequential coordinate-wise algorithm for the non-negative least squares
+    problem", CAIP 2005.
+    """
+    gram, solution = matrix.T @ matrix, np.zeros(matrix.shape[1])
+    slope = -(matrix.T @ wanted)
+    for _ in range(200_000):
+        before = solution.copy()
+        for k in range(len(solution)):
+            step = max(-solution[k], -slope[k] / gram[k, k]) if gram[k, k] else 0.0
+            solution[k] += step
+            slope += step * gram[:, k]
+        if np.abs(solution - before).max() <= 1e-9 * np.abs(solution).max():
+            break
+    return solution
+
+
+def fit(measured: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Returns the coefficients of each cell, by feature."""
+    used = [m for m in measured if not m["held_out"]]
+    rows = [area.features(CoreConfig.from_dict(m["config"]), m["soc_memory_bytes"]) for m in used]
+    names = list(rows[0])
+    matrix = np.array([[row[name] for name in names] for row in rows], float)
+    scale = np.maximum(matrix.max(axis=0), 1)
+    coefficients = {}
+    for cell in area.FITTED:
+        counts = np.array([counts_of(m["cells"])[cell] for m in used], float)
+        # What the packer adds counts as much as the same LUTs elsewhere.
+        whole = counts if cell != "PACKED" else np.array([m["cells"]["TRELLIS_COMB"] for m in used])
+        solution = least_squares(matrix / scale / whole[:, None], counts / whole) / scale
+        coefficients[cell] = {name: round(float(c), 4)
+                              for name, c in zip(names, solution, strict=True) if c > 5e-5}
+    return coefficients
+
+
+def renew(tools: dict[str, str]) -> str:
+    """Measures what has changed, fits, writes the file; returns the errors as a table."""
+    old = json.loads(MEASUREMENTS.read_text(encoding="utf-8")) if MEASUREMENTS.exists() else {}
+    known = {m["verilog_crc"]: m for m in old.get("measurements", [])}
+    measured = []
+    for planned in PLAN:
+        measured.append(measure_cells(planned, tools, known))
+        # What was measured before stays until the end: an interrupted run loses nothing.
+        kept = [m for m in old.get("measurements", [])
+                if m["verilog_crc"] not in {n["verilog_crc"] for n in measured}]
+        write({**old, "measurements": [*measured, *kept]})
+    write({"coefficients": fit(measured), "measurements": measured})
+    return errors()
+
+
+def write(content: dict[str, Any]) -> None:
+    """Writes measurements and coefficients, a line for each."""
+    parts = [
+        f'"{name}": {{\n' + ",\n".join(f' "{k}": {json.dumps(v)}' for k, v in value.items()) + "\n}"
+        if isinstance(value, dict) else
+        f'"{name}": [\n' + ",\n".join(f" {json.dumps(v)}" for v in value) + "\n]"
+        for name, value in content.items()
+    ]
+    MEASUREMENTS.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
+
+
+def errors() -> str:
+    """Returns measured and predicted counts of all measurements as a table."""
+    area.forget()
+    rows = []
+    for m in area.measurements():
+        config, cells = m["config"], m["cells"]
+        predicted = area.predict_area(config, m["soc_memory_bytes"])
+        rows.append([
+            f"{config.engines}x{config.lanes}", config.bus_width,
+            "soc" if m["soc_memory_bytes"] else "", "held out" if m["held_out"] else "",
+            cells["TRELLIS_COMB"], f"{predicted.luts / cells['TRELLIS_COMB'] - 1:+.1%}",
+            cells["TRELLIS_FF"], f"{predicted.flip_flops / cells['TRELLIS_FF'] - 1:+.1%}",
+            predicted.multipliers - cells["MULT18X18D"], predicted.block_rams - cells["DP16KD"],
+            predicted.slices - cells["TRELLIS_DPR16X4"],
+        ])
+    return table(["core", "bus", "", "", "LUTs", "error", "FFs", "error", "MULT18X18D off",
+                  "DP16KD off", "DPR16X4 off"], rows)
+
+
+def write_readme(text: str) -> None:
+    """Puts the table between its marks in README.md."""
+    path = ROOT / "README.md"
+    readme = path.read_text(encoding="utf-8")
+    before, first, rest = readme.partition(MARKS[0])
+    _, last, after = rest.partition(MARKS[1])
+    if not first or not last:
+        raise ValueError(f"README.md must have the lines {MARKS[0]!r} and {MARKS[1]!r}")
+    path.write_text(f"{before}{first}\n{text}\n{last}{after}", encoding="utf-8")
+
+
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -180,10 +376,17 @@ def main() -> int:
                         help="place and route so many times")
     parser.add_argument("--directory", metavar="DIR", help="keep the tools' files here")
     parser.add_argument("--json", action="store_true", help="figures for machines")
+    parser.add_argument("--readme", action="store_true", help="write the table into README.md")
+    parser.add_argument("--fit", action="store_true", help="renew the area model")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     tools = find_tools()
+    if options.fit:
+        print(renew(tools))
+        return 0
     results = [measure(shape, options, tools) for shape in options.shapes]
+    if options.readme:
+        write_readme(markdown(results))
     print(json.dumps(results, indent=2) if options.json else markdown(results))
     return 0
 

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import sparsemac
 from sparsemac.errors import DeviceError, MissingDependency
 
-from . import bench, build, compile, cosim, demo, doctor, generate, inspect, run
+from . import bench, build, compile, cosim, demo, doctor, fit, generate, inspect, run
 from ._report import DEVICE_ERROR, MISSING_TOOL, USAGE
 
 __all__ = ["main"]
 
-COMMANDS = (demo, inspect, compile, run, generate, build, bench, cosim, doctor)
+COMMANDS = (demo, inspect, compile, run, fit, generate, build, bench, cosim, doctor)
 
 log = logging.getLogger("sparsemac")
 

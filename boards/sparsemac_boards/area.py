@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a core takes of an ECP5, predicted from its configuration without any tool.
+
+Multipliers and block memories follow from the structure, and are those that yosys makes: every
+memory of the core is listed with its shape, and mapped as yosys maps memories. LUTs and flip-flops
+are linear in counts of the structure (`features`). The coefficients are fitted by least squares of
+relative errors to cores that were synthesized, and stand with these measurements in
+``area_ecp5.json``, which ``scripts/bench_area.py --fit`` writes.
+
+The LUTs are those of nextpnr's report (TRELLIS_COMB): LUT4s, two for each CCU2C, four for each
+TRELLIS_DPR16X4, and those with which its packer begins and ends chains of carries and feeds
+flip-flops.
+
+Error on configurations that the coefficients were not fitted to: see `ERROR_LIMIT`.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from importlib.resources import files
+from typing import Any
+
+from sparsemac.config import CoreConfig
+from sparsemac_hw.bus import ID_BITS
+from sparsemac_hw.counters import COUNTER_BITS, SLOTS
+from sparsemac_hw.engine import Engine
+from sparsemac_hw.layouts import (
+    index_shape,
+    out_beat_layout,
+    partial_width,
+    row_layout,
+    words_per_beat,
+)
+from sparsemac_hw.reader import Reader
+from sparsemac_hw.streams import DISTRIBUTED_DEPTH
+from sparsemac_hw.unpacker import entry_layout
+from sparsemac_hw.weights import WeightFetch
+from sparsemac_hw.window import weight_beat_layout
+from sparsemac_hw.writer import Writer
+
+from .frames import BUFFER_BYTES
+
+__all__ = [
+    "ERROR_LIMIT",
+    "FITTED",
+    "MEASUREMENTS",
+    "Area",
+    "MemoryShape",
+    "core_memories",
+    "features",
+    "forget",
+    "measurements",
+    "multipliers",
+    "predict_area",
+    "soc_memories",
+]
+
+#: Where measurements and coefficients stand, in this package.
+MEASUREMENTS = "area_ecp5.json"
+
+#: Cells whose counts are fitted; ``PACKED`` are the LUTs that nextpnr's packer adds.
+FITTED = ("LUT4", "CCU2C", "TRELLIS_FF", "PACKED")
+
+#: LUTs and flip-flops of configurations that were held out are predicted this well, at worst and
+#: in the mean.
+ERROR_LIMIT = {"worst": 0.10, "mean": 0.06}
+
+#: Words and bits of a DP16KD (Lattice FPGA-TN-02204, table 2.2); 36 bits with one port each way.
+BLOCK_MODES = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36))
+
+#: Words and bits of a TRELLIS_DPR16X4.
+SLICE_WORDS, SLICE_BITS = 16, 4
+
+#: What yosys reckons a memory cell, and a two-way multiplexer for a bit behind it, to cost
+#: (its files ``lattice/brams_16kd.txt``, ``lattice/lutrams_trellis.txt``; ``memory_libmap.cc``).
+BLOCK_COST, SLICE_COST, MUX_COST = 128, 4, 0.5
+
+#: 18 x 18-bit products of a requantizer: 32 x 36 bits.
+REQUANTIZER_PRODUCTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryShape:
+    """Memories of one shape.
+
+    Attributes
+    ----------
+    width, depth : int    Bits of a word, words.
+    kind : str            "slice" if it is read without a clock, "block" if the gateware says so,
+                          "any" if yosys may choose.
+    count : int           How many there are.
+    granularity : int     Bits that are written at a time; 0: whole words.
+    """
+
+    width: int
+    depth: int
+    kind: str
+    count: int = 1
+    granularity: int = 0
+
+    @property
+    def mapped(self) -> tuple[str, int, int]:
+        """Cell that one of them is made of, how many, and two-way multiplexers behind them."""
+        block, slice_ = self._blocks(), self._slices()
+        if self.kind == "slice" or (self.kind == "any" and slice_[0] < block[0]):
+            return "TRELLIS_DPR16X4", slice_[1], slice_[2]
+        return "DP16KD", block[1], block[2]
+
+    def _blocks(self) -> tuple[float, int, int]:
+        """Cost, cells and multiplexers of the cheapest mode."""
+        found = []
+        for words, bits in BLOCK_MODES:
+            # A byte that is written alone takes all nine bits.
+            usable = bits // 9 * self.granularity if self.granularity and bits >= 9 else bits
+            rows = math.ceil(self.depth / words)
+            cells = rows * math.ceil(self.width / usable)
+            muxes = (rows - 1) * self.width
+            found.append((BLOCK_COST * cells + MUX_COST * muxes, cells, muxes))
+        return min(found, key=lambda mode: mode[0])
+
+    def _slices(self) -> tuple[float, int, int]:
+        rows = math.ceil(self.depth / SLICE_WORDS)
+        cells = rows * math.ceil(self.width / SLICE_BITS)
+        muxes = (rows - 1) * self.width
+        return SLICE_COST * cells + MUX_COST * muxes, cells, muxes
+
+
+def _queue(width: int, depth: int, count: int = 1) -> MemoryShape:
+    """The memory of a `sparsemac_hw.streams.Queue`."""
+    return MemoryShape(width, depth, "slice" if depth <= DISTRIBUTED_DEPTH else "block", count)
+
+
+@lru_cache(maxsize=4096)
+def _engine_memories(config: CoreConfig) -> tuple[MemoryShape, ...]:
+    """Memories of one engine, with its weight FIFO."""
+    group, buses = config.shortest_row_cycles, config.sum_buses
+    raw_beats = max(1, config.out_word_bytes(raw=True) // config.bus_bytes)
+    found = [
+        _queue(weight_beat_layout(config.bus_width).size, config.fifo_depth),
+        _queue(15, Engine.ROWS_UNDER_WAY),
+        _queue(row_layout.size, Engine.ROWS_UNDER_WAY),
+        _queue(out_beat_layout(config).size, config.out_words * raw_beats),
+        MemoryShape(entry_layout.size, config.entry_depth, "any"),
+        MemoryShape(8 * config.line_words, config.act_depth // config.line_words, "any",
+                    config.lanes),
+    ]
+    if partial_width(config) != config.acc_width:
+        found.append(MemoryShape(config.acc_width, max(2, group), "slice", buses))
+    if buses > 1:
+        found.append(_queue(config.acc_width, config.out_words * group, buses))
+    if config.psum_depth:
+        found.append(MemoryShape(32, config.psum_depth, "any"))
+    return tuple(found)
+
+
+def core_memories(config: CoreConfig) -> Iterator[MemoryShape]:
+    """Lists every memory of a core."""
+    for memory in _engine_memories(config.replace(engines=2) if config.engines > 1 else config):
+        yield MemoryShape(memory.width, memory.depth, memory.kind, memory.count * config.engines)
+    beat_bits = config.bus_bytes.bit_length() - 1
+    word_beats = [max(1, config.out_word_bytes(raw) // config.bus_bytes) for raw in (False, True)]
+    store_depth = max(16, 2 * word_beats[True])
+    burst_bits = index_shape(config.burst_beats).width
+    yield _queue(2 + 32 - beat_bits + burst_bits, Reader.BURSTS_UNDER_WAY)
+    yield _queue(config.bus_width + words_per_beat(config) + 1, store_depth)
+    yield _queue(32 - beat_bits + 1, store_depth // word_beats[False])
+    yield _queue(32 - beat_bits, Writer.MAX_OUTSTANDING)
+    yield _queue(32, WeightFetch.RUNS_UNDER_WAY)
+    if config.counters:
+        yield MemoryShape(COUNTER_BITS, SLOTS, "slice")
+
+
+def soc_memories(config: CoreConfig, memory_bytes: int) -> Iterator[MemoryShape]:
+    """Lists the memories of a `sparsemac_boards.soc.UartSoc` beside its core's."""
+    yield MemoryShape(config.bus_width, memory_bytes // config.bus_bytes, "any", granularity=8)
+    yield MemoryShape(8, BUFFER_BYTES, "slice", 2)
+    yield _queue(ID_BITS + 32 + 8, 4, 2)
+    yield _queue(config.bus_width + ID_BITS + 2, 4)
+    yield _queue(ID_BITS + 1, 4)
+
+
+def multipliers(config: CoreConfig) -> int:
+    """MULT18X18D: one for each lane, and those of each engine's requantizer."""
+    return config.engines * (config.lanes + REQUANTIZER_PRODUCTS)
+
+
+def _memories(config: CoreConfig, soc_memory_bytes: int) -> Iterator[MemoryShape]:
+    yield from core_memories(config)
+    if soc_memory_bytes:
+        yield from soc_memories(config, soc_memory_bytes)
+
+
+def _mapped(config: CoreConfig, soc_memory_bytes: int) -> tuple[dict[str, int], int]:
+    """Cells of all memories, by kind, and the multiplexers behind them."""
+    cells, muxes = {"TRELLIS_DPR16X4": 0, "DP16KD": 0}, 0
+    for memory in _memories(config, soc_memory_bytes):
+        cell, number, behind = memory.mapped
+        cells[cell] += number * memory.count
+        muxes += behind * memory.count
+    return cells, muxes
+
+
+def features(config: CoreConfig, soc_memory_bytes: int = 0) -> dict[str, float]:
+    """Counts of the structure that LUTs and flip-flops are linear in.
+
+    Parameters
+    ----------
+    config : CoreConfig
+    soc_memory_bytes : int    On-chip memory of the board's system around the core; 0: none.
+    """
+    engines, lanes, width = config.engines, config.macs, config.bus_width
+    _, muxes = _mapped(config, soc_memory_bytes)
+    buses = config.sum_buses if partial_width(config) != config.acc_width else 0
+    return {
+        "core": 1,
+        "bus bit": width,
+        "window": config.windows,
+        "counters": config.counters,
+        "engine's counters": config.counters * engines,
+        "engine": engines,
+        "engine's bus bit": engines * width,
+        "lane": lanes,
+        "lane's accumulator bit": lanes * partial_width(config),
+        "word of a line": 8 * lanes * (config.line_words - 1),
+        "sum bus bit": engines * buses * config.acc_width,
+        "partial sums": engines * (config.psum_depth > 0),
+        "memory multiplexer": muxes,
+        "soc": soc_memory_bytes > 0,
+        "soc's bus bit": (soc_memory_bytes > 0) * width,
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Area:
+    """Cells of an ECP5.
+
+    Attributes
+    ----------
+    luts : int            As nextpnr's report counts them (TRELLIS_COMB).
+    flip_flops : int      TRELLIS_FF.
+    multipliers : int     MULT18X18D.
+    block_rams : int      DP16KD.
+    lut4s, carries, slices : int    What the LUTs are: LUT4, CCU2C, TRELLIS_DPR16X4.
+    """
+
+    luts: int
+    flip_flops: int
+    multipliers: int
+    block_rams: int
+    lut4s: int
+    carries: int
+    slices: int
+
+    @property
+    def equivalents(self) -> int:
+        """LUT4-equivalents: 1 for a LUT4, 2 for a CCU2C, 4 for a TRELLIS_DPR16X4."""
+        return self.lut4s + 2 * self.carries + 4 * self.slices
+
+
+@cache
+def _data() -> Mapping[str, Any]:
+    return json.loads((files("sparsemac_boards") / MEASUREMENTS).read_text(encoding="utf-8"))
+
+
+def forget() -> None:
+    """Reads the file again at the next call, for whoever has written it."""
+    _data.cache_clear()
+
+
+def measurements() -> list[dict[str, Any]]:
+    """Returns the cores that were synthesized.
+
+    Each is a dict of ``config``, ``soc_memory_bytes``, ``held_out`` (whether the coefficients were
+    not fitted to it) and ``cells``: counts of yosys, TRELLIS_COMB and TRELLIS_RAMW of nextpnr.
+    """
+    return [{**m, "config": CoreConfig.from_dict(m["config"])} for m in _data()["measurements"]]
+
+
+def predict_area(config: CoreConfig, soc_memory_bytes: int = 0) -> Area:
+    """Predicts what a core takes, with the system around it if that has memory.
+
+    Parameters
+    ----------
+    config : CoreConfig
+    soc_memory_bytes : int    On-chip memory of the board's `UartSoc`; 0: the core alone.
+    """
+    counts = features(config, soc_memory_bytes)
+    fitted = {cell: round(sum(c * counts[name] for name, c in of_cell.items()))
+              for cell, of_cell in _data()["coefficients"].items()}
+    cells, _ = _mapped(config, soc_memory_bytes)
+    lut4s, carries, slices = fitted["LUT4"], fitted["CCU2C"], cells["TRELLIS_DPR16X4"]
+    return Area(
+        luts=lut4s + 2 * carries + 4 * slices + fitted["PACKED"],
+        flip_flops=fitted["TRELLIS_FF"], multipliers=multipliers(config),
+        block_rams=cells["DP16KD"], lut4s=lut4s, carries=carries, slices=slices,
+    )

@@ -1,0 +1,400 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which cores fit a board, and the best of them: the largest, or the fastest for a network.
+
+What a core takes is predicted (`area`). A design that uses up a device cannot be routed, so only a
+share of the LUTs and flip-flops may be used; of multipliers and block memories all.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from sparsemac._checks import as_int_in
+from sparsemac.config import CoreConfig
+from sparsemac.conv import ConvLayer
+from sparsemac.cycles import predict_cycles
+from sparsemac.graph import Graph
+from sparsemac.partition import columns_of
+from sparsemac.precompile import Compiled, compile_graph, samples_of
+from sparsemac.tiling import EXEC_OVERHEAD_CYCLES
+
+from .area import Area, multipliers, predict_area
+from .registry import Board
+
+__all__ = [
+    "FILL",
+    "NETWORK_TRIES",
+    "DoesNotFit",
+    "Fit",
+    "NetworkFit",
+    "Resource",
+    "fastest",
+    "largest",
+    "resources",
+]
+
+#: Share of LUTs and flip-flops that may be used [%].
+FILL = 85
+
+#: Configurations that the cycle model is asked about.
+NETWORK_TRIES = 8
+
+#: What parameters may be, from the least to the most.
+LANES = tuple(1 << k for k in range(7))
+MOST_ENGINES = 64
+GROWTH = {
+    "act_depth": tuple(1 << k for k in range(6, 17)),
+    "bus_width": (32, 64, 128, 256, 512),
+    "psum_depth": (0, *(1 << k for k in range(4, 14))),
+    "entry_depth": tuple(1 << k for k in range(4, 13)),
+}
+
+#: Where the search begins. A block memory holds 512 entries or partial sums, and 2048 activations
+#: of a lane, so there is little to save below the first; the second is the least that is legal.
+ROOMY = {"bus_width": 64, "act_depth": 512, "psum_depth": 512, "entry_depth": 512,
+         "burst_beats": 16, "fifo_depth": 16}
+LEAST = {"bus_width": 32, "act_depth": 64, "psum_depth": 0, "entry_depth": 16, "acc_width": 16,
+         "burst_beats": 1, "fifo_depth": 4, "windows": 1, "counters": False}
+
+#: Partial sums and entries that are tried together for a network.
+BUFFERS = ((512, 512), (2048, 512), (8192, 512), (512, 1024), (512, 4096), (2048, 2048))
+
+#: Bits of an entry and of a row's header in the weight streams, as they are on average; used only
+#: to tell which configurations are worth asking the cycle model about.
+ENTRY_BITS, ROW_BITS = 14, 100
+
+Progress = Callable[[str], None]
+
+
+class DoesNotFit(ValueError):
+    """No configuration fits the board; the message names the limit and by how much it is missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind of cell of a device.
+
+    Attributes
+    ----------
+    name : str          "LUTs", "flip-flops", "multipliers" or "block RAMs".
+    used : int          By the core and the board's system around it.
+    usable : int        That may be used.
+    available : int     That there are.
+    """
+
+    name: str
+    used: int
+    usable: int
+    available: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkFit:
+    """How a network runs on a configuration.
+
+    Attributes
+    ----------
+    batch : int              Samples that run at a time.
+    cycles : int             Predicted for the batch.
+    compiled : Compiled      For the configuration.
+    host_macs : int          Multiply-accumulates of layers that the core cannot hold.
+    memory_bytes : int       That the programs need; the board may have less.
+    tried : int              Configurations that the cycle model was asked about.
+    """
+
+    batch: int
+    cycles: int
+    compiled: Compiled
+    host_macs: int
+    memory_bytes: int
+    tried: int
+
+    def time_shares(self, config: CoreConfig) -> dict[str, float]:
+        """Where the engines' cycles go: shares by cause; "computing" is what is not lost."""
+        total, lost = 0, dict[str, float]()
+        for item in self.compiled.programs:
+            estimate = predict_cycles(item.program, config)
+            total += estimate.cycles
+            for name, share in estimate.stalls.items():
+                lost[name] = lost.get(name, 0.0) + share * estimate.cycles
+        if not total:
+            return {}
+        shares = {name: cycles / total for name, cycles in lost.items()}
+        return {"computing": 1 - sum(shares.values()), **shares}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """A configuration that fits a board.
+
+    Attributes
+    ----------
+    board : Board
+    config : CoreConfig
+    area : Area                     With the system around the core.
+    fill : int                      Share of LUTs and flip-flops that may be used [%].
+    network : NetworkFit or None
+    """
+
+    board: Board
+    config: CoreConfig
+    area: Area
+    fill: int
+    network: NetworkFit | None = None
+
+    @property
+    def resources(self) -> tuple[Resource, ...]:
+        """All kinds of cells."""
+        return resources(self.board, self.area, self.fill)
+
+
+def resources(board: Board, area: Area, fill: int) -> tuple[Resource, ...]:
+    """Compares what an area takes with what a board has."""
+    part = board.part
+    return (
+        Resource("LUTs", area.luts, part.luts * fill // 100, part.luts),
+        Resource("flip-flops", area.flip_flops, part.flip_flops * fill // 100, part.flip_flops),
+        Resource("multipliers", area.multipliers, part.multipliers, part.multipliers),
+        Resource("block RAMs", area.block_rams, part.block_rams, part.block_rams),
+    )
+
+
+def _make(engines: int, lanes: int, values: Mapping[str, int]) -> CoreConfig | None:
+    """A configuration whose FIFOs hold two bursts; None if it is not legal."""
+    values = dict(values)
+    values["burst_beats"] = min(values["burst_beats"], 4096 // (values["bus_width"] // 8))
+    while values["fifo_depth"] * engines < 2 * values["burst_beats"]:
+        values["fifo_depth"] *= 2
+    try:
+        return CoreConfig.from_dict({"engines": engines, "lanes": lanes, **values})
+    except ValueError:
+        return None
+
+
+class _Search:
+    """Tells what fits a board."""
+
+    def __init__(self, board: Board, fill: int) -> None:
+        self.board, self.fill = board, as_int_in("fill", fill, 1, 100)
+
+    def fits(self, config: CoreConfig | None) -> bool:
+        if config is None or multipliers(config) > self.board.part.multipliers:
+            return False
+        return all(r.used <= r.usable for r in self.resources(config))
+
+    def resources(self, config: CoreConfig) -> tuple[Resource, ...]:
+        area = predict_area(config, self.board.memory_bytes)
+        return resources(self.board, area, self.fill)
+
+    def most_engines(self, lanes: int, values: Mapping[str, int]) -> CoreConfig | None:
+        """The most engines that fit, by bisection; None if not even one does."""
+        fitting, beyond = 0, MOST_ENGINES + 1
+        best = None
+        while beyond - fitting > 1:
+            engines = (fitting + beyond) // 2
+            config = _make(engines, lanes, values)
+            if self.fits(config):
+                fitting, best = engines, config
+            else:
+                beyond = engines
+        return best
+
+    def shapes(self, values: Mapping[str, int]) -> list[CoreConfig]:
+        """The most engines for each number of lanes."""
+        found = (self.most_engines(lanes, values) for lanes in LANES)
+        return [config for config in found if config is not None]
+
+    def result(self, config: CoreConfig, network: NetworkFit | None = None) -> Fit:
+        area = predict_area(config, self.board.memory_bytes)
+        return Fit(board=self.board, config=config, area=area, fill=self.fill, network=network)
+
+    def refuse(self) -> DoesNotFit:
+        """Says by which limit the smallest configuration misses."""
+        smallest = _make(1, 1, LEAST)
+        assert smallest is not None
+        over = [r for r in self.resources(smallest) if r.used > r.usable]
+        worst = max(over, key=lambda r: r.used / max(r.usable, 1))
+        text = (f"no configuration fits {self.board.name}: the smallest, 1 engine x 1 lane, takes "
+                f"{worst.used} {worst.name} with the system around it, "
+                f"{worst.used - worst.usable} more than the {worst.usable} that may be used of "
+                f"{worst.available}")
+        # More of the device may be used, unless all of it would not do.
+        if all(r.used <= r.available for r in over):
+            needed = max(math.ceil(100 * r.used / r.available) for r in over)
+            return DoesNotFit(f"{text} (nearest legal fill: {needed} %)")
+        return DoesNotFit(f"{text} (nearest legal value: a device with {worst.used})")
+
+
+def largest(board: Board, fill: int = FILL) -> Fit:
+    """Finds the configuration of most multiply-accumulates per cycle.
+
+    Of those, the one with the deepest activation buffer; then the bus, the partial sums and the
+    entry buffer are made as large as there is room for.
+
+    Parameters
+    ----------
+    board : Board
+    fill : int       Share of LUTs and flip-flops that may be used [%].
+
+    Raises
+    ------
+    DoesNotFit    If none does.
+    """
+    search = _Search(board, fill)
+    shapes = search.shapes(ROOMY) or search.shapes(LEAST)
+    if not shapes:
+        raise search.refuse()
+    most = max(config.macs for config in shapes)
+    grown = [_grown(search, config) for config in shapes if config.macs == most]
+    return search.result(max(grown, key=_size))
+
+
+def _size(config: CoreConfig) -> tuple[int, ...]:
+    return (config.act_depth, config.bus_width, config.psum_depth, config.entry_depth,
+            config.lanes)
+
+
+def _grown(search: _Search, config: CoreConfig) -> CoreConfig:
+    """The configuration with each parameter in turn as large as fits."""
+    for name, values in GROWTH.items():
+        for value in sorted(values, reverse=True):
+            if value <= getattr(config, name):
+                break
+            try:
+                larger = config.replace(**{name: value})
+            except ValueError:
+                continue
+            if search.fits(larger):
+                config = larger
+                break
+    return config
+
+
+# -- for a network ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one layer asks of a core, for all columns."""
+
+    columns: int
+    positions: int
+    entries: int
+    rows: int
+    longest: int
+    input_words: int
+
+    def cycles(self, config: CoreConfig) -> float:
+        """A rough estimate: what the engines, the weights and the activations take.
+
+        Infinite if a row is too long to be replayed, and no tile of it fits.
+        """
+        groups = math.ceil(self.columns / config.lanes)
+        rows = max(config.engines, self.rows * self.positions)
+        busy = max(self.entries * self.positions / config.engines,
+                   rows / config.engines * config.shortest_row_cycles)
+        tiles = math.ceil(self.input_words / config.act_depth)
+        if self.positions > 1 and self.longest > config.entry_depth * tiles:
+            return math.inf
+        if tiles > 1 and self.longest > 1 and not config.psum_depth:
+            return math.inf
+        bits = self.entries * ENTRY_BITS + self.rows * ROW_BITS
+        passes = groups if self.positions == 1 else groups * tiles
+        traffic = (bits * passes / config.bus_width
+                   + groups * self.input_words * config.lanes / config.bus_bytes)
+        return max(groups * busy, traffic) + groups * tiles * EXEC_OVERHEAD_CYCLES
+
+
+def _work_of(graph: Graph, batch: int) -> list[_Work]:
+    times = batch // samples_of(graph) if graph.batchable else 1
+    works = []
+    for node in graph.nodes:
+        layer = node.layer
+        if layer is None:
+            continue
+        columns = (columns_of(graph, node) or 1) * times
+        if isinstance(layer, ConvLayer):
+            g = layer.geometry
+            csr, positions = layer.expanded.without_zeros(), g.out_height * g.out_width
+            words = g.channels * g.height * g.width
+        else:
+            csr, positions, words = layer.weights.without_zeros(), 1, layer.weights.shape[1]
+        longest = int((csr.indptr[1:] - csr.indptr[:-1]).max()) if csr.shape[0] else 0
+        works.append(_Work(max(columns, 1), positions, csr.nnz, csr.shape[0], longest, words))
+    return works
+
+
+def _candidates(search: _Search, columns: int) -> Iterator[CoreConfig]:
+    """The most engines with all else given; no more lanes than there are columns.
+
+    What the engines leave free goes to buffers.
+    """
+    enough = 1 << (columns - 1).bit_length()
+    for bus_width in (w for w in GROWTH["bus_width"] if w >= ROOMY["bus_width"]):
+        for act_depth in (n for n in GROWTH["act_depth"] if n >= ROOMY["act_depth"]):
+            for psum_depth, entry_depth in BUFFERS:
+                values = {**ROOMY, "bus_width": bus_width, "act_depth": act_depth,
+                          "psum_depth": psum_depth, "entry_depth": entry_depth}
+                for config in search.shapes(values):
+                    if config.lanes <= enough:
+                        yield _grown(search, config)
+
+
+def fastest(board: Board, graph: Graph, batch: int, fill: int = FILL, *,
+            tries: int = NETWORK_TRIES, progress: Progress | None = None) -> Fit:
+    """Finds the configuration that runs a network in the fewest predicted cycles.
+
+    All candidates are estimated roughly; the cycle model decides among the best.
+
+    Parameters
+    ----------
+    board : Board
+    graph : Graph
+    batch : int            Samples that run at a time; see `sparsemac.precompile.samples_of`.
+    fill : int             Share of LUTs and flip-flops that may be used [%].
+    tries : int            Configurations that the cycle model is asked about.
+    progress : function    Called with each of them, and what it takes.
+
+    Raises
+    ------
+    DoesNotFit    If no configuration does.
+    ValueError    If no layer of the network can run on a core.
+    """
+    search = _Search(board, fill)
+    works = _work_of(graph, batch)
+    if not works:
+        raise ValueError(f"network must have a layer that a core runs, {graph.name} has none")
+    candidates = set(_candidates(search, max(work.columns for work in works)))
+    if not candidates:  # what is left is tight, or nothing
+        candidates = {largest(board, fill).config}
+
+    def rough(config: CoreConfig) -> tuple[int, float, tuple[int, ...]]:
+        cycles = [work.cycles(config) for work in works]
+        possible = [c for c in cycles if c < math.inf]
+        return len(cycles) - len(possible), sum(possible), tuple(-n for n in _size(config))
+
+    best: tuple[tuple[int, int], CoreConfig, NetworkFit] | None = None
+    chosen = sorted(candidates, key=rough)[:tries]
+    for config in chosen:
+        found = _run(graph, config, batch, len(chosen))
+        if progress is not None:
+            progress(f"{config.engines} x {config.lanes}, {config.bus_width}-bit bus, act_depth "
+                     f"{config.act_depth}: {found.cycles} cycles")
+        key = (found.host_macs, found.cycles)
+        if best is None or key < best[0]:
+            best = key, config, found
+    assert best is not None
+    if not best[2].cycles:
+        reasons = "; ".join(p.reason for p in best[2].compiled.placed if p.macs and p.reason)
+        raise ValueError(f"network must have a layer that a core of {board.name} can hold: "
+                         f"{reasons}")
+    return search.result(best[1], best[2])
+
+
+def _run(graph: Graph, config: CoreConfig, batch: int, tried: int) -> NetworkFit:
+    compiled = compile_graph(graph, config, batch)
+    ends = [item.program.end for item in compiled.programs]
+    return NetworkFit(
+        batch=batch, cycles=sum(p.cycles for p in compiled.placed), compiled=compiled,
+        host_macs=sum(p.macs for p in compiled.placed if p.where == "host"),
+        memory_bytes=max(ends, default=0) - compiled.memory_base, tried=tried)
