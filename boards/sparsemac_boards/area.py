@@ -16,9 +16,9 @@ Error on configurations that the coefficients were not fitted to: see `ERROR_LIM
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -48,12 +48,13 @@ __all__ = [
     "MEASUREMENTS",
     "Area",
     "MemoryShape",
-    "core_memories",
+    "engine_memories",
     "features",
     "forget",
     "measurements",
     "multipliers",
     "predict_area",
+    "shared_memories",
     "soc_memories",
 ]
 
@@ -132,33 +133,27 @@ def _queue(width: int, depth: int, count: int = 1) -> MemoryShape:
     return MemoryShape(width, depth, "slice" if depth <= DISTRIBUTED_DEPTH else "block", count)
 
 
-@lru_cache(maxsize=4096)
-def _engine_memories(config: CoreConfig) -> tuple[MemoryShape, ...]:
-    """Memories of one engine, with its weight FIFO."""
+def engine_memories(config: CoreConfig) -> Iterator[MemoryShape]:
+    """Lists the memories of one engine, with its weight FIFO."""
     group, buses = config.shortest_row_cycles, config.sum_buses
     raw_beats = max(1, config.out_word_bytes(raw=True) // config.bus_bytes)
-    found = [
-        _queue(weight_beat_layout(config.bus_width).size, config.fifo_depth),
-        _queue(15, Engine.ROWS_UNDER_WAY),
-        _queue(row_layout.size, Engine.ROWS_UNDER_WAY),
-        _queue(out_beat_layout(config).size, config.out_words * raw_beats),
-        MemoryShape(entry_layout.size, config.entry_depth, "any"),
-        MemoryShape(8 * config.line_words, config.act_depth // config.line_words, "any",
-                    config.lanes),
-    ]
+    yield _queue(weight_beat_layout(config.bus_width).size, config.fifo_depth)
+    yield _queue(15, Engine.ROWS_UNDER_WAY)
+    yield _queue(row_layout.size, Engine.ROWS_UNDER_WAY)
+    yield _queue(out_beat_layout(config).size, config.out_words * raw_beats)
+    yield MemoryShape(entry_layout.size, config.entry_depth, "any")
+    yield MemoryShape(8 * config.line_words, config.act_depth // config.line_words, "any",
+                      config.lanes)
     if partial_width(config) != config.acc_width:
-        found.append(MemoryShape(config.acc_width, max(2, group), "slice", buses))
+        yield MemoryShape(config.acc_width, max(2, group), "slice", buses)
     if buses > 1:
-        found.append(_queue(config.acc_width, config.out_words * group, buses))
+        yield _queue(config.acc_width, config.out_words * group, buses)
     if config.psum_depth:
-        found.append(MemoryShape(32, config.psum_depth, "any"))
-    return tuple(found)
+        yield MemoryShape(32, config.psum_depth, "any")
 
 
-def core_memories(config: CoreConfig) -> Iterator[MemoryShape]:
-    """Lists every memory of a core."""
-    for memory in _engine_memories(config.replace(engines=2) if config.engines > 1 else config):
-        yield MemoryShape(memory.width, memory.depth, memory.kind, memory.count * config.engines)
+def shared_memories(config: CoreConfig) -> Iterator[MemoryShape]:
+    """Lists the memories of a core outside its engines."""
     beat_bits = config.bus_bytes.bit_length() - 1
     word_beats = [max(1, config.out_word_bytes(raw) // config.bus_bytes) for raw in (False, True)]
     store_depth = max(16, 2 * word_beats[True])
@@ -186,20 +181,49 @@ def multipliers(config: CoreConfig) -> int:
     return config.engines * (config.lanes + REQUANTIZER_PRODUCTS)
 
 
-def _memories(config: CoreConfig, soc_memory_bytes: int) -> Iterator[MemoryShape]:
-    yield from core_memories(config)
-    if soc_memory_bytes:
-        yield from soc_memories(config, soc_memory_bytes)
+@dataclass(frozen=True, slots=True)
+class _Cells:
+    """What memories are made of: TRELLIS_DPR16X4, DP16KD, two-way multiplexers behind them."""
+
+    slices: int = 0
+    blocks: int = 0
+    muxes: int = 0
+
+    @classmethod
+    def of(cls, memories: Iterable[MemoryShape]) -> "_Cells":
+        slices = blocks = muxes = 0
+        for memory in memories:
+            cell, number, behind = memory.mapped
+            muxes += memory.count * behind
+            if cell == "DP16KD":
+                blocks += memory.count * number
+            else:
+                slices += memory.count * number
+        return cls(slices, blocks, muxes)
 
 
-def _mapped(config: CoreConfig, soc_memory_bytes: int) -> tuple[dict[str, int], int]:
-    """Cells of all memories, by kind, and the multiplexers behind them."""
-    cells, muxes = {"TRELLIS_DPR16X4": 0, "DP16KD": 0}, 0
-    for memory in _memories(config, soc_memory_bytes):
-        cell, number, behind = memory.mapped
-        cells[cell] += number * memory.count
-        muxes += behind * memory.count
-    return cells, muxes
+#: Searches ask for thousands of cores that differ in little.
+_known: dict[tuple[object, ...], _Cells] = {}
+
+
+def _memory_cells(config: CoreConfig, soc_memory_bytes: int) -> _Cells:
+    """Cells of all memories of a core and the system around it."""
+    geometry = config.lanes, config.bus_width
+    buffers = (config.act_depth, config.entry_depth, config.psum_depth, config.acc_width,
+               config.fifo_depth)
+    others = config.burst_beats, config.counters, soc_memory_bytes
+    engine = _known.get(("engine", *geometry, *buffers))
+    if engine is None:
+        engine = _Cells.of(engine_memories(config))
+        _known["engine", *geometry, *buffers] = engine
+    shared = _known.get(("shared", *geometry, *others))
+    if shared is None:
+        soc = soc_memories(config, soc_memory_bytes) if soc_memory_bytes else ()
+        shared = _Cells.of([*shared_memories(config), *soc])
+        _known["shared", *geometry, *others] = shared
+    return _Cells(shared.slices + config.engines * engine.slices,
+                  shared.blocks + config.engines * engine.blocks,
+                  shared.muxes + config.engines * engine.muxes)
 
 
 def features(config: CoreConfig, soc_memory_bytes: int = 0) -> dict[str, float]:
@@ -211,7 +235,7 @@ def features(config: CoreConfig, soc_memory_bytes: int = 0) -> dict[str, float]:
     soc_memory_bytes : int    On-chip memory of the board's system around the core; 0: none.
     """
     engines, lanes, width = config.engines, config.macs, config.bus_width
-    _, muxes = _mapped(config, soc_memory_bytes)
+    muxes = _memory_cells(config, soc_memory_bytes).muxes
     buses = config.sum_buses if partial_width(config) != config.acc_width else 0
     return {
         "core": 1,
@@ -289,10 +313,10 @@ def predict_area(config: CoreConfig, soc_memory_bytes: int = 0) -> Area:
     counts = features(config, soc_memory_bytes)
     fitted = {cell: round(sum(c * counts[name] for name, c in of_cell.items()))
               for cell, of_cell in _data()["coefficients"].items()}
-    cells, _ = _mapped(config, soc_memory_bytes)
-    lut4s, carries, slices = fitted["LUT4"], fitted["CCU2C"], cells["TRELLIS_DPR16X4"]
+    memories = _memory_cells(config, soc_memory_bytes)
+    lut4s, carries, slices = fitted["LUT4"], fitted["CCU2C"], memories.slices
     return Area(
         luts=lut4s + 2 * carries + 4 * slices + fitted["PACKED"],
         flip_flops=fitted["TRELLIS_FF"], multipliers=multipliers(config),
-        block_rams=cells["DP16KD"], lut4s=lut4s, carries=carries, slices=slices,
+        block_rams=memories.blocks, lut4s=lut4s, carries=carries, slices=slices,
     )

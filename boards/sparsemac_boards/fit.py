@@ -6,7 +6,7 @@ share of the LUTs and flip-flops may be used; of multipliers and block memories 
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sparsemac._checks import as_int_in
@@ -37,7 +37,7 @@ __all__ = [
 FILL = 85
 
 #: Configurations that the cycle model is asked about.
-NETWORK_TRIES = 8
+NETWORK_TRIES = 10
 
 #: What parameters may be, from the least to the most.
 LANES = tuple(1 << k for k in range(7))
@@ -62,6 +62,9 @@ BUFFERS = ((512, 512), (2048, 512), (8192, 512), (512, 1024), (512, 4096), (2048
 #: Bits of an entry and of a row's header in the weight streams, as they are on average; used only
 #: to tell which configurations are worth asking the cycle model about.
 ENTRY_BITS, ROW_BITS = 14, 100
+
+#: How far off the rough estimate may be.
+ROUGHLY = 2.0
 
 Progress = Callable[[str], None]
 
@@ -99,7 +102,6 @@ class NetworkFit:
     compiled : Compiled      For the configuration.
     host_macs : int          Multiply-accumulates of layers that the core cannot hold.
     memory_bytes : int       That the programs need; the board may have less.
-    tried : int              Configurations that the cycle model was asked about.
     """
 
     batch: int
@@ -107,7 +109,6 @@ class NetworkFit:
     compiled: Compiled
     host_macs: int
     memory_bytes: int
-    tried: int
 
     def time_shares(self, config: CoreConfig) -> dict[str, float]:
         """Where the engines' cycles go: shares by cause; "computing" is what is not lost."""
@@ -199,9 +200,9 @@ class _Search:
                 beyond = engines
         return best
 
-    def shapes(self, values: Mapping[str, int]) -> list[CoreConfig]:
+    def shapes(self, values: Mapping[str, int], most_lanes: int = LANES[-1]) -> list[CoreConfig]:
         """The most engines for each number of lanes."""
-        found = (self.most_engines(lanes, values) for lanes in LANES)
+        found = (self.most_engines(lanes, values) for lanes in LANES if lanes <= most_lanes)
         return [config for config in found if config is not None]
 
     def result(self, config: CoreConfig, network: NetworkFit | None = None) -> Fit:
@@ -284,6 +285,11 @@ class _Work:
     longest: int
     input_words: int
 
+    def least_cycles(self, config: CoreConfig) -> float:
+        """What the entries take at peak; no core is faster."""
+        groups = math.ceil(self.columns / config.lanes)
+        return groups * self.entries * self.positions / config.engines
+
     def cycles(self, config: CoreConfig) -> float:
         """A rough estimate: what the engines, the weights and the activations take.
 
@@ -291,8 +297,7 @@ class _Work:
         """
         groups = math.ceil(self.columns / config.lanes)
         rows = max(config.engines, self.rows * self.positions)
-        busy = max(self.entries * self.positions / config.engines,
-                   rows / config.engines * config.shortest_row_cycles)
+        busy = rows / config.engines * config.shortest_row_cycles * groups
         tiles = math.ceil(self.input_words / config.act_depth)
         if self.positions > 1 and self.longest > config.entry_depth * tiles:
             return math.inf
@@ -302,7 +307,7 @@ class _Work:
         passes = groups if self.positions == 1 else groups * tiles
         traffic = (bits * passes / config.bus_width
                    + groups * self.input_words * config.lanes / config.bus_bytes)
-        return max(groups * busy, traffic) + groups * tiles * EXEC_OVERHEAD_CYCLES
+        return max(self.least_cycles(config), busy, traffic) + groups * tiles * EXEC_OVERHEAD_CYCLES
 
 
 def _work_of(graph: Graph, batch: int) -> list[_Work]:
@@ -325,26 +330,22 @@ def _work_of(graph: Graph, batch: int) -> list[_Work]:
 
 
 def _candidates(search: _Search, columns: int) -> Iterator[CoreConfig]:
-    """The most engines with all else given; no more lanes than there are columns.
-
-    What the engines leave free goes to buffers.
-    """
+    """The most engines with all else given; no more lanes than there are columns."""
     enough = 1 << (columns - 1).bit_length()
     for bus_width in (w for w in GROWTH["bus_width"] if w >= ROOMY["bus_width"]):
         for act_depth in (n for n in GROWTH["act_depth"] if n >= ROOMY["act_depth"]):
             for psum_depth, entry_depth in BUFFERS:
-                values = {**ROOMY, "bus_width": bus_width, "act_depth": act_depth,
-                          "psum_depth": psum_depth, "entry_depth": entry_depth}
-                for config in search.shapes(values):
-                    if config.lanes <= enough:
-                        yield _grown(search, config)
+                yield from search.shapes(
+                    {**ROOMY, "bus_width": bus_width, "act_depth": act_depth,
+                     "psum_depth": psum_depth, "entry_depth": entry_depth}, enough)
 
 
 def fastest(board: Board, graph: Graph, batch: int, fill: int = FILL, *,
             tries: int = NETWORK_TRIES, progress: Progress | None = None) -> Fit:
     """Finds the configuration that runs a network in the fewest predicted cycles.
 
-    All candidates are estimated roughly; the cycle model decides among the best.
+    All candidates are estimated roughly; the cycle model decides among the best, and whether larger
+    buffers help that one.
 
     Parameters
     ----------
@@ -368,18 +369,22 @@ def fastest(board: Board, graph: Graph, batch: int, fill: int = FILL, *,
     if not candidates:  # what is left is tight, or nothing
         candidates = {largest(board, fill).config}
 
-    def rough(config: CoreConfig) -> tuple[int, float, tuple[int, ...]]:
-        cycles = [work.cycles(config) for work in works]
-        possible = [c for c in cycles if c < math.inf]
-        return len(cycles) - len(possible), sum(possible), tuple(-n for n in _size(config))
-
+    chosen = _most_promising(candidates, works)[:max(1, tries - 1)]
     best: tuple[tuple[int, int], CoreConfig, NetworkFit] | None = None
-    chosen = sorted(candidates, key=rough)[:tries]
-    for config in chosen:
-        found = _run(graph, config, batch, len(chosen))
+    for k in range(len(chosen) + 1):
+        if k == len(chosen):  # what the best one leaves free, for buffers
+            assert best is not None
+            chosen.append(_grown(search, best[1]))
+            if chosen[-1] in chosen[:-1]:
+                break
+        config = chosen[k]
+        if best is not None and not best[0][0] and (
+                sum(work.least_cycles(config) for work in works) >= best[0][1]):
+            continue
+        found = _run(graph, config, batch)
         if progress is not None:
             progress(f"{config.engines} x {config.lanes}, {config.bus_width}-bit bus, act_depth "
-                     f"{config.act_depth}: {found.cycles} cycles")
+                     f"{config.act_depth}, psum_depth {config.psum_depth}: {found.cycles} cycles")
         key = (found.host_macs, found.cycles)
         if best is None or key < best[0]:
             best = key, config, found
@@ -391,10 +396,34 @@ def fastest(board: Board, graph: Graph, batch: int, fill: int = FILL, *,
     return search.result(best[1], best[2])
 
 
-def _run(graph: Graph, config: CoreConfig, batch: int, tried: int) -> NetworkFit:
+def _most_promising(candidates: Iterable[CoreConfig], works: list[_Work]) -> list[CoreConfig]:
+    """Sorts by the rough estimate, one of each number of lanes first, if it is near the best.
+
+    Of those that differ in the sizes of their buffers only, one is left.
+    """
+    def rough(config: CoreConfig) -> tuple[float, ...]:
+        cycles = [work.cycles(config) for work in works]
+        possible = [c for c in cycles if c < math.inf]
+        return (len(cycles) - len(possible), sum(possible), -config.act_depth,
+                config.psum_depth + config.entry_depth, config.bus_width, config.lanes)
+
+    ranked = sorted(((rough(c), c) for c in candidates), key=lambda pair: pair[0])
+    kept = {}
+    for key, config in ranked:
+        kept.setdefault((config.engines, config.lanes, config.bus_width), (key, config))
+    least = ranked[0][0]
+    first, seen = [], set()
+    for key, config in kept.values():
+        if config.lanes not in seen and key[0] == least[0] and key[1] <= ROUGHLY * least[1]:
+            seen.add(config.lanes)
+            first.append(config)
+    return first + [config for _, config in kept.values() if config not in first]
+
+
+def _run(graph: Graph, config: CoreConfig, batch: int) -> NetworkFit:
     compiled = compile_graph(graph, config, batch)
     ends = [item.program.end for item in compiled.programs]
     return NetworkFit(
         batch=batch, cycles=sum(p.cycles for p in compiled.placed), compiled=compiled,
         host_macs=sum(p.macs for p in compiled.placed if p.where == "host"),
-        memory_bytes=max(ends, default=0) - compiled.memory_base, tried=tried)
+        memory_bytes=max(ends, default=0) - compiled.memory_base)

@@ -132,7 +132,6 @@ def fit_figures(found: Any) -> dict[str, Any]:
             "bottleneck": _bottleneck(shares),
             "memory_bytes": network.memory_bytes,
             "memory_available": board.memory_bytes,
-            "tried": network.tried,
         }
     return figures
 
