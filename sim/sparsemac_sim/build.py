@@ -7,7 +7,7 @@ most of a small build, has an entry of its own.
 """
 
 import logging
-import re
+import platform
 import shlex
 import shutil
 import subprocess
@@ -20,8 +20,9 @@ from sparsemac.errors import DeviceError
 
 from .cache import cached, content_hash
 from .toolchain import Compiler, Verilator, find_compiler, find_verilator
+from .verilog import fast_verilog, shared_modules, with_random_power_up
 
-__all__ = ["VERILATOR_LINT_OFF", "BuildOptions", "build_library", "with_random_power_up"]
+__all__ = ["VERILATOR_LINT_OFF", "BuildOptions", "build_library"]
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ VERILATOR_LINT_OFF = (
     "WIDTHEXPAND",
     "WIDTHTRUNC",
 )
+
+#: A model runs where it is compiled: a tenth faster with the instructions that x86-64 has gained.
+_PROCESSOR_FLAGS = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else []
 
 _TOP = "sm_top"
 _PREFIX = "Vcore"
@@ -84,6 +88,7 @@ def build_library(verilog: str, options: BuildOptions) -> Path:
     builder = _Builder(find_verilator(), find_compiler(), options)
     if options.random_power_up:
         verilog = with_random_power_up(verilog)
+    verilog = fast_verilog(verilog)
     key = content_hash([verilog, *_read_all(_NATIVE), *builder.fingerprint])
     return cached(f"models/{key}", lambda work: builder.build(verilog, work)) / "core.so"
 
@@ -92,12 +97,13 @@ def _read_all(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
-def with_random_power_up(verilog: str) -> str:
-    """Returns Verilog whose registers have no initial value, so that Verilator draws one.
-
-    Memories keep theirs: what a design reads before it writes would differ from run to run.
-    """
-    return re.sub(r"^(  reg (?:\[\d+:\d+\] )?\S+ )\s*= \S+;$", r"\1;", verilog, flags=re.MULTILINE)
+def _processor() -> str:
+    """What sort of processor a model is compiled for; a cache may be shared by several."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
+    return next((line for line in lines if line.startswith("flags")), platform.machine())
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +118,8 @@ class _Builder:
     def fingerprint(self) -> list[str]:
         """What a model depends on beside its sources."""
         return [
-            self.verilator.version, self.compiler.version, *self.verilate_flags, *self.model_flags,
-            self.options.optimize,
+            self.verilator.version, self.compiler.version, _processor(), *self.verilate_flags,
+            *self.model_flags, self.options.optimize,
         ]
 
     @property
@@ -121,8 +127,8 @@ class _Builder:
         return [
             "--cc", "--no-timing", "-O3", "--assert", "--top-module", _TOP, "--prefix", _PREFIX,
             f"-GBUS_WIDTH={8 * self.options.bus_bytes}",
-            # Engines are compiled as modules, not as one large function: it takes half as long.
-            "--inline-mult", "2000",
+            # Both would make the functions of each engine different from those of its twins.
+            "-fno-dfg", "-fno-table",
             "--output-split", "0",  # one file each for what is called often and what is not
             "--x-assign", "fast",
             "--x-initial", "unique" if self.options.random_power_up else "fast",
@@ -134,8 +140,8 @@ class _Builder:
     def runtime_flags(self) -> list[str]:
         waves = int(self.options.waves)
         return [
-            "-std=gnu++20", "-fPIC", "-fvisibility=hidden", "-w", "-DVERILATOR=1",
-            "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", f"-DVM_TRACE={waves}",
+            "-std=gnu++20", "-fPIC", "-fvisibility=hidden", "-w", *_PROCESSOR_FLAGS,
+            "-DVERILATOR=1", "-DVM_COVERAGE=0", "-DVM_SC=0", "-DVM_TIMING=0", f"-DVM_TRACE={waves}",
             f"-DVM_TRACE_FST={waves}", "-DVM_TRACE_VCD=0", "-DVM_TRACE_SAIF=0",
             "-DVL_TIME_CONTEXT", "-DVL_USER_FINISH", "-DVL_USER_STOP", "-DVL_USER_FATAL",
             *(f"-I{folder}" for folder in self._include_folders),
@@ -184,10 +190,12 @@ class _Builder:
     def _verilate(self, verilog: str, model: Path) -> None:
         model.mkdir()
         (model / "core.v").write_text(verilog, encoding="utf-8")
+        (model / "core.vlt").write_text(shared_modules(verilog), encoding="utf-8")
         shutil.copyfile(_NATIVE / "top.v", model / "top.v")
         # Relative paths, so that no path of the machine gets into messages of the model.
         command = [str(self.verilator.binary), *self.verilate_flags, "--Mdir", "."]
-        _run([*command, "top.v", "core.v"], model, "Verilator", env=self.verilator.environment)
+        command += ["core.vlt", "top.v", "core.v"]
+        _run(command, model, "Verilator", env=self.verilator.environment)
 
     def _compile_unit(self, model: Path, name: str, optimize: str) -> None:
         slow = name == "slow"
@@ -216,7 +224,7 @@ class _Builder:
         flags = [*self.runtime_flags, "-O1"]
         sources = [(include / name).read_bytes() for name in names] + _read_all(_NATIVE / "fst")
         key = content_hash(
-            [*sources, self.verilator.version, self.compiler.version, *flags]
+            [*sources, self.verilator.version, self.compiler.version, _processor(), *flags]
         )
 
         def make(work: Path) -> None:

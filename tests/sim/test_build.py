@@ -9,7 +9,8 @@ import zlib
 import pytest
 from sparsemac.errors import DeviceError
 from sparsemac_sim import build
-from sparsemac_sim.build import BuildOptions, build_library, with_random_power_up
+from sparsemac_sim.build import BuildOptions, build_library
+from sparsemac_sim.verilog import with_random_power_up
 from sparsemac_sim.waves import is_complete
 
 SEED = 0xF57
