@@ -37,16 +37,22 @@ __all__ = [
 FILL = 85
 
 #: Configurations that the cycle model is asked about.
-NETWORK_TRIES = 10
+NETWORK_TRIES = 6
 
-#: What parameters may be, from the least to the most.
 LANES = tuple(1 << k for k in range(7))
 MOST_ENGINES = 64
+
+#: What else may be, and the order in which it is made larger.
 GROWTH = {
     "act_depth": tuple(1 << k for k in range(6, 17)),
+    "acc_width": (16, 24, 32),
     "bus_width": (32, 64, 128, 256, 512),
     "psum_depth": (0, *(1 << k for k in range(4, 14))),
     "entry_depth": tuple(1 << k for k in range(4, 13)),
+    "counters": (False, True),
+    "windows": (1, 4),
+    "fifo_depth": (4, 8, 16),
+    "burst_beats": (1, 2, 4, 8, 16),
 }
 
 #: Where the search begins. A block memory holds 512 entries or partial sums, and 2048 activations
@@ -230,7 +236,8 @@ def largest(board: Board, fill: int = FILL) -> Fit:
     """Finds the configuration of most multiply-accumulates per cycle.
 
     Of those, the one with the deepest activation buffer; then the bus, the partial sums and the
-    entry buffer are made as large as there is room for.
+    entry buffer are made as large as there is room for. Buffers for less than 512 partial sums and
+    entries, and a core without counters, only if nothing else fits.
 
     Parameters
     ----------
@@ -242,12 +249,25 @@ def largest(board: Board, fill: int = FILL) -> Fit:
     DoesNotFit    If none does.
     """
     search = _Search(board, fill)
-    shapes = search.shapes(ROOMY) or search.shapes(LEAST)
+    shapes = _shapes(search, ROOMY) or _shapes(search, LEAST)
     if not shapes:
         raise search.refuse()
     most = max(config.macs for config in shapes)
-    grown = [_grown(search, config) for config in shapes if config.macs == most]
+    shapes = [config for config in shapes if config.macs == most]
+    deepest = max(config.act_depth for config in shapes)
+    grown = [_grown(search, config) for config in shapes if config.act_depth == deepest]
     return search.result(max(grown, key=_size))
+
+
+def _shapes(search: _Search, least: Mapping[str, int]) -> list[CoreConfig]:
+    """The most engines for each number of lanes, bus and activation buffer.
+
+    A deeper buffer may take fewer block memories, where yosys made slices of a shallow one, and so
+    may a wider bus.
+    """
+    return [config for bus_width in GROWTH["bus_width"] if bus_width >= least["bus_width"]
+            for act_depth in GROWTH["act_depth"]
+            for config in search.shapes({**least, "bus_width": bus_width, "act_depth": act_depth})]
 
 
 def _size(config: CoreConfig) -> tuple[int, ...]:
@@ -276,38 +296,49 @@ def _grown(search: _Search, config: CoreConfig) -> CoreConfig:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What one layer asks of a core, for all columns."""
+    """What one layer asks of a core: samples, and entries and rows at each position of its map."""
 
     columns: int
-    positions: int
+    height: int
+    width: int
     entries: int
     rows: int
     longest: int
     input_words: int
 
     def least_cycles(self, config: CoreConfig) -> float:
-        """What the entries take at peak; no core is faster."""
-        groups = math.ceil(self.columns / config.lanes)
-        return groups * self.entries * self.positions / config.engines
+        """What the entries take if every lane has work; no core is faster."""
+        together = min(config.lanes, self.columns * (self.height if shifts(config) else 1))
+        return self.columns * self.height * self.width * self.entries / config.engines / together
 
     def cycles(self, config: CoreConfig) -> float:
         """A rough estimate: what the engines, the weights and the activations take.
 
         Infinite if a row is too long to be replayed, and no tile of it fits.
         """
-        groups = math.ceil(self.columns / config.lanes)
-        rows = max(config.engines, self.rows * self.positions)
-        busy = rows / config.engines * config.shortest_row_cycles * groups
-        tiles = math.ceil(self.input_words / config.act_depth)
-        if self.positions > 1 and self.longest > config.entry_depth * tiles:
+        strips = 1
+        while shifts(config) and strips < config.lanes and self.height % (2 * strips) == 0:
+            strips *= 2
+        groups = math.ceil(self.columns * strips / config.lanes)
+        positions = self.height * self.width // strips
+        words = math.ceil(self.input_words / strips)
+        tiles = math.ceil(words / config.act_depth)
+        if positions > 1 and self.longest > config.entry_depth * tiles:
             return math.inf
         if tiles > 1 and self.longest > 1 and not config.psum_depth:
             return math.inf
+        each = max(self.entries, self.rows * config.shortest_row_cycles)
+        busy = groups * positions * each / min(config.engines, self.rows * positions)
         bits = self.entries * ENTRY_BITS + self.rows * ROW_BITS
-        passes = groups if self.positions == 1 else groups * tiles
+        passes = groups if positions == 1 else groups * tiles
         traffic = (bits * passes / config.bus_width
-                   + groups * self.input_words * config.lanes / config.bus_bytes)
-        return max(self.least_cycles(config), busy, traffic) + groups * tiles * EXEC_OVERHEAD_CYCLES
+                   + groups * words * config.lanes / config.bus_bytes)
+        return max(busy, traffic) + groups * tiles * EXEC_OVERHEAD_CYCLES
+
+
+def shifts(config: CoreConfig) -> bool:
+    """Whether strips of one sample's map can take a lane each."""
+    return 1 < config.lanes <= config.bus_bytes
 
 
 def _work_of(graph: Graph, batch: int) -> list[_Work]:
@@ -320,18 +351,20 @@ def _work_of(graph: Graph, batch: int) -> list[_Work]:
         columns = (columns_of(graph, node) or 1) * times
         if isinstance(layer, ConvLayer):
             g = layer.geometry
-            csr, positions = layer.expanded.without_zeros(), g.out_height * g.out_width
+            csr, height, width = layer.expanded.without_zeros(), g.out_height, g.out_width
             words = g.channels * g.height * g.width
         else:
-            csr, positions, words = layer.weights.without_zeros(), 1, layer.weights.shape[1]
+            csr, height, width = layer.weights.without_zeros(), 1, 1
+            words = layer.weights.shape[1]
         longest = int((csr.indptr[1:] - csr.indptr[:-1]).max()) if csr.shape[0] else 0
-        works.append(_Work(max(columns, 1), positions, csr.nnz, csr.shape[0], longest, words))
+        works.append(_Work(max(columns, 1), height, width, csr.nnz, max(csr.shape[0], 1), longest,
+                           words))
     return works
 
 
-def _candidates(search: _Search, columns: int) -> Iterator[CoreConfig]:
-    """The most engines with all else given; no more lanes than there are columns."""
-    enough = 1 << (columns - 1).bit_length()
+def _candidates(search: _Search, most_lanes: int) -> Iterator[CoreConfig]:
+    """The most engines with all else given; no more lanes than any layer has work for."""
+    enough = 1 << (most_lanes - 1).bit_length()
     for bus_width in (w for w in GROWTH["bus_width"] if w >= ROOMY["bus_width"]):
         for act_depth in (n for n in GROWTH["act_depth"] if n >= ROOMY["act_depth"]):
             for psum_depth, entry_depth in BUFFERS:
@@ -365,7 +398,7 @@ def fastest(board: Board, graph: Graph, batch: int, fill: int = FILL, *,
     works = _work_of(graph, batch)
     if not works:
         raise ValueError(f"network must have a layer that a core runs, {graph.name} has none")
-    candidates = set(_candidates(search, max(work.columns for work in works)))
+    candidates = set(_candidates(search, max(work.columns * work.height for work in works)))
     if not candidates:  # what is left is tight, or nothing
         candidates = {largest(board, fill).config}
 
