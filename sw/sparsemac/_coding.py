@@ -12,6 +12,7 @@ from .csr import Csr, weight_range
 __all__ = [
     "choose_format",
     "code_entries",
+    "count_gaps",
     "entropy_bound_bits",
     "entry_counts",
     "fillers_before",
@@ -31,7 +32,16 @@ def gaps_between(csr: Csr) -> NDArray[np.int64]:
 
 def fillers_before(gaps: NDArray[np.int64], delta_bits: int) -> NDArray[np.int64]:
     """Returns (nnz,) fillers in front of each entry."""
-    return -(-(gaps >> delta_bits) // (1 << delta_bits))
+    return (gaps >> delta_bits) + ((1 << delta_bits) - 1) >> delta_bits
+
+
+def count_gaps(gaps: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Returns the gaps that occur, ascending, and how often each does."""
+    if gaps.max(initial=0) > 1 << 20:  # a table would be larger than what it counts
+        return np.unique(gaps, return_counts=True)
+    repeats = np.bincount(gaps)
+    found = np.flatnonzero(repeats)
+    return found, repeats[found]
 
 
 def merge_duplicates(csr: Csr, weight_bits: int) -> tuple[Csr, bool]:
@@ -42,7 +52,9 @@ def merge_duplicates(csr: Csr, weight_bits: int) -> tuple[Csr, bool]:
     The matrix; whether duplicates remain, which only absolute offsets can code.
     """
     csr = csr.without_zeros()
-    same = (np.diff(csr.indices) == 0) & (np.diff(csr.rows_of_entries) == 0)
+    same = csr.indices[1:] == csr.indices[:-1]
+    starts = csr.indptr[1:-1]
+    same[starts[(starts > 0) & (starts < csr.nnz)] - 1] = False
     if not same.any():
         return csr, False
     first = np.concatenate([[True], ~same])
@@ -58,24 +70,36 @@ def merge_duplicates(csr: Csr, weight_bits: int) -> tuple[Csr, bool]:
     return merged.without_zeros(), not fits.all()
 
 
-def code_entries(csr: Csr, fmt: StreamFormat) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Returns coded entries of all rows in order, fillers among them; and how many each row has."""
-    mask = (1 << fmt.weight_bits) - 1
-    weights = csr.data.astype(np.int64) & mask
+def code_entries(csr: Csr, fmt: StreamFormat) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Returns coded entries of all rows in order, fillers among them; and how many each row has.
+
+    Columns must be below 2**16, as a stream's are.
+    """
+    # Half as wide as what a matrix holds, and twice as fast.
+    gaps = (csr.indices if fmt.absolute else gaps_between(csr)).astype(np.uint32)
+    coded = csr.data.view(np.uint8) & np.uint8((1 << fmt.weight_bits) - 1) | (
+        gaps << np.uint32(fmt.weight_bits))
     if fmt.absolute:
-        return weights | csr.indices << fmt.weight_bits, csr.row_lengths
-    gaps, d = gaps_between(csr), fmt.delta_bits
-    fillers = fillers_before(gaps, d)
-    ends = np.cumsum(fillers + 1)
-    coded = np.full(int(ends[-1]) if len(ends) else 0, ((1 << d) - 1) << fmt.weight_bits, np.int64)
-    jumps = gaps >> d
+        return coded, csr.row_lengths
+    d, least = fmt.delta_bits, (1 << fmt.delta_bits) - 1
+    far = np.flatnonzero(gaps > least)
+    if not len(far):
+        return coded, csr.row_lengths
+    jumps = gaps[far].astype(np.int64) >> d
+    fillers = fillers_before(gaps[far].astype(np.int64), d)
+    coded[far] &= (1 << fmt.entry_bits) - 1
     # All fillers but the last of a gap jump as far as they can; the last takes the rest.
-    rest = jumps - (fillers - 1) * (1 << d)
-    last = ends[fillers > 0] - 2
-    coded[last] = (rest[fillers > 0] - 1) << fmt.weight_bits
-    coded[ends - 1] = weights | (gaps & ((1 << d) - 1)) << fmt.weight_bits
-    totals = np.concatenate([[0], ends])
-    return coded, totals[csr.indptr[1:]] - totals[csr.indptr[:-1]]
+    behind = np.cumsum(fillers)
+    filling = np.full(int(behind[-1]), least << fmt.weight_bits, np.uint32)
+    filling[behind - 1] = jumps - (fillers - 1) * (1 << d) - 1 << fmt.weight_bits
+    is_filler = np.zeros(len(coded) + len(filling), np.bool_)
+    first = far + behind - fillers
+    is_filler[np.arange(len(filling)) + np.repeat(first - (behind - fillers), fillers)] = True
+    mixed = np.empty(len(is_filler), np.uint32)
+    mixed[is_filler] = filling
+    mixed[~is_filler] = coded
+    totals = csr.indptr + np.concatenate([[0], behind])[np.searchsorted(far, csr.indptr)]
+    return mixed, np.diff(totals)
 
 
 def entry_counts(csr: Csr, weight_bits: int) -> NDArray[np.int64]:
@@ -89,7 +113,7 @@ def choose_format(csr: Csr, weight_bits: int) -> StreamFormat:
     absolute = StreamFormat(delta_bits=0, absolute=True, weight_bits=weight_bits)
     if duplicates:
         return absolute
-    gaps, repeats = np.unique(gaps_between(merged), return_counts=True)
+    gaps, repeats = count_gaps(gaps_between(merged))
     best, fewest = absolute, merged.nnz * absolute.entry_bits
     for delta_bits in range(9):
         fmt = StreamFormat(delta_bits=delta_bits, weight_bits=weight_bits)

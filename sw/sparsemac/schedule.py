@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._checks import as_int
-from ._coding import fillers_before, gaps_between, merge_duplicates
+from ._coding import count_gaps, fillers_before, gaps_between, merge_duplicates
 from .commands import StreamFormat
 from .config import CoreConfig
 from .csr import Csr
@@ -76,9 +76,7 @@ class BlockCost:
         absolute = StreamFormat(delta_bits=0, absolute=True, weight_bits=bits)
         if self._duplicates:
             return absolute
-        repeats = np.bincount(self._gaps)
-        gaps = np.flatnonzero(repeats)
-        repeats = repeats[gaps]
+        gaps, repeats = count_gaps(self._gaps)
         compute = self._csr.nnz * positions / config.engines
         found = []
         for fmt in (absolute, *(StreamFormat(delta_bits=d, weight_bits=bits) for d in range(9))):

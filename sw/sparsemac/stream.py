@@ -142,8 +142,7 @@ def _check_limits(csr: Csr, fmt: StreamFormat) -> None:
         )
 
 
-def _order(engine_rows: list[NDArray[np.int64]], engines: int, rows: int) -> NDArray[np.int64]:
-    """All rows in stream order."""
+def _check_order(engine_rows: list[NDArray[np.int64]], engines: int, rows: int) -> None:
     if len(engine_rows) != engines:
         raise ValueError(
             f"engine_rows must have {engines} elements, one per engine, not {len(engine_rows)}"
@@ -151,7 +150,6 @@ def _order(engine_rows: list[NDArray[np.int64]], engines: int, rows: int) -> NDA
     order = np.concatenate([np.asarray(r, np.int64) for r in engine_rows])
     if not np.array_equal(np.sort(order), np.arange(rows)):
         raise ValueError(f"engine_rows must hold each of {rows} rows exactly once")
-    return order
 
 
 def _parameter(name: str, values: Any, rows: int, low: int, high: int,
@@ -167,28 +165,69 @@ def _parameter(name: str, values: Any, rows: int, low: int, high: int,
     return vector.astype(np.int64)
 
 
-def _put(bits: NDArray[np.uint8], starts: NDArray[np.int64], values: NDArray[np.int64],
+def _put(words: NDArray[np.uint64], starts: NDArray[np.int64], values: NDArray[np.int64],
          width: int) -> None:
-    """Writes values of ``width`` bits at their first bits."""
-    for k in range(width):
-        bits[starts + k] = values >> k & 1
+    """Writes values of at most 64 bits at their first bits, where zeros stand."""
+    bits = values.astype(np.uint64) & np.uint64((1 << width) - 1)
+    at, shift = starts >> 6, (starts & 63).astype(np.uint64)
+    np.bitwise_or.at(words, at, bits << shift)
+    np.bitwise_or.at(words, at + 1, _shifted_out(bits, shift))
 
 
-def _put_entries(bits: NDArray[np.uint8], coded: NDArray[np.int64], width: int,
-                 sizes: NDArray[np.int64], starts: NDArray[np.int64],
-                 order: NDArray[np.int64]) -> None:
-    """Writes each row's entries behind one another from its first bit."""
-    # Taken in the order of the streams, all bits of entries lie in the order of the bits.
-    first = np.cumsum(sizes) - sizes
-    before = np.cumsum(sizes[order]) - sizes[order]
-    coded = coded[np.arange(len(coded)) + np.repeat(first[order] - before, sizes[order])]
-    edges = np.zeros(len(bits) + 1, np.int8)
-    busy = sizes > 0
-    edges[starts[busy]] = 1
-    edges[(starts + sizes * width)[busy]] -= 1
-    octets = coded.astype("<u4").view(np.uint8).reshape(-1, 4)
-    entry_bits = np.unpackbits(octets, axis=1, bitorder="little", count=width)
-    bits[np.cumsum(edges[:-1], dtype=np.int8).view(np.bool_)] = entry_bits.ravel()
+def _shifted_out(bits: NDArray[np.uint64], shift: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """What leaves words at the top if they are shifted left by 0 to 63 bits."""
+    return bits >> (np.uint64(63) - shift) >> np.uint64(1)
+
+
+def _joined(coded: NDArray[np.uint32], width: int) -> NDArray[np.uint64]:
+    """Entries of ``width`` bits, at most 32, behind one another in words of 64 bits."""
+    words = -(-len(coded) * width // 64)
+    joined = np.zeros(len(coded) + -len(coded) % 16, np.uint64)
+    joined[: len(coded)] = coded
+    while 2 * width <= 64:
+        joined = joined[::2] | joined[1::2] << np.uint64(width)
+        joined = np.concatenate([joined, joined[:0], np.zeros(len(joined) % 2, np.uint64)])
+        width *= 2
+    if width == 64:
+        return joined[:words]
+    # Parts of 33 to 63 bits: a word begins in one and ends in the next, or in the one behind that.
+    joined = np.concatenate([joined, np.zeros(3, np.uint64)])
+    first, skipped = np.divmod(np.arange(words) * 64, width)
+    inside = (width - skipped).astype(np.uint64)  # 1 to 63 bits of the first part
+    found = joined[first] >> skipped.astype(np.uint64) | joined[first + 1] << inside
+    third = np.flatnonzero(inside + np.uint64(width) < 64)
+    found[third] |= joined[first[third] + 2] << inside[third] + np.uint64(width)
+    return found
+
+
+def _put_entries(words: NDArray[np.uint64], coded: NDArray[np.uint32], width: int,
+                 sizes: NDArray[np.int64], starts: NDArray[np.int64]) -> None:
+    """Writes each row's entries behind one another from its first bit, where zeros stand."""
+    busy = np.flatnonzero(sizes)
+    if not len(busy):
+        return
+    source = np.concatenate([np.zeros(1, np.uint64), _joined(coded, width),
+                             np.zeros(2, np.uint64)])
+    origins, starts = ((np.cumsum(sizes) - sizes) * width)[busy], starts[busy]
+    last_bits = starts + sizes[busy] * width - 1
+    counts = (last_bits >> 6) - (starts >> 6) + 1
+    ends = np.cumsum(counts)
+    firsts, lasts = ends - counts, ends - 1
+    # A word of a row is one of the joined entries, or what two of them share.
+    index = np.arange(ends[-1])
+    target = index + np.repeat((starts >> 6) - firsts, counts)
+    offset = origins - (starts & 63) + 64  # of the first word, behind the zero in front
+    shift = np.repeat((offset & 63).astype(np.uint64), counts)
+    at = index + np.repeat((offset >> 6) - firsts, counts)
+    found = source[at] >> shift | source[at + 1] << (np.uint64(63) - shift) << np.uint64(1)
+    ones = np.uint64((1 << 64) - 1)
+    found[firsts] &= ones << (starts & 63).astype(np.uint64)
+    found[lasts] &= ones >> (63 - (last_bits & 63)).astype(np.uint64)
+    # The first word of a row may be the last one of another; all others are its own.
+    own = np.ones(len(index), np.bool_)
+    own[firsts] = False
+    words[target[own]] = found[own]
+    np.bitwise_or.at(words, target[firsts], found[firsts])
 
 
 def _header_fields(
@@ -234,7 +273,7 @@ def pack(
     multiplier, shift : (rows,)    Both, or None: the stream has no requantization.
     """
     rows = csr.shape[0]
-    order = _order(engine_rows, engines, rows)
+    _check_order(engine_rows, engines, rows)
     csr, duplicates = merge_duplicates(csr, fmt.weight_bits)
     if duplicates and not fmt.absolute:
         raise ValueError("duplicates whose sum is no weight need a format with absolute offsets")
@@ -247,21 +286,24 @@ def pack(
     used = [int(row_bits[r].sum()) if len(r) else HEADER_BITS for r in engine_rows]
     rounds = max(-(-bits // (8 * bus_bytes)) for bits in used)
     stream_bits = rounds * 8 * bus_bytes
-    bits = np.zeros(engines * stream_bits, np.uint8)
+    words = np.zeros(engines * stream_bits // 64 + 2, np.uint64)
     starts = np.zeros(rows, np.int64)  # first bit of each row
+    empty: list[int] = []  # first bits of streams without rows
     for e, engine in enumerate(engine_rows):
         base = e * stream_bits
         if len(engine):
             starts[engine] = base + np.cumsum(row_bits[engine]) - row_bits[engine]
             fields[0][0][engine[-1]] |= 1 << 15
         else:
-            _put(bits, np.array([base]), np.array([NULL_ROW]), HEADER_BITS)
+            empty.append(base)
+    _put_entries(words, coded, fmt.entry_bits, sizes, starts + header)
     for values, width in fields:
-        _put(bits, starts, values, width)
+        _put(words, starts, values, width)
         starts += width
-    _put_entries(bits, coded, fmt.entry_bits, sizes, starts, order)
+    _put(words, np.array(empty, np.int64), np.full(len(empty), NULL_ROW), HEADER_BITS)
 
-    beats = np.packbits(bits, bitorder="little").reshape(engines, rounds, bus_bytes)
+    quads = words.astype("<u8", copy=False).view("<u4")[: engines * stream_bits // 32]
+    beats = quads.reshape(engines, rounds, bus_bytes // 4)
     idle = sum(1 for r in engine_rows if not len(r))
     return PackedStreams(
         data=beats.transpose(1, 0, 2).tobytes(), beats=rounds * engines, fmt=fmt,
