@@ -67,14 +67,16 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None and not args.output.parent.is_dir():
         raise ValueError(f"folder of the output file must be there: {args.output.parent}")
     try:
-        found = _for_network(args, fit, board) if args.model else fit.largest(board, args.fill)
+        found = _for_network(args, board) if args.model else fit.largest(board, args.fill)
     except fit.DoesNotFit as error:
         print(f"sparsemac: {error}", file=sys.stderr)
         return DOES_NOT_FIT
     toml = config_toml(found.config)
     if args.output is not None:
         args.output.write_text(toml, encoding="utf-8")
-    figures = fit_figures(found)
+    figures = _figures(found)
+    if args.model:
+        figures["network"] = _network_figures(found)
     if str(args.json) != "-":
         print(toml)
         print("\n".join(f"# {line}" for line in _lines(figures)))
@@ -82,7 +84,8 @@ def run(args: argparse.Namespace) -> int:
     return OK
 
 
-def _for_network(args: argparse.Namespace, fit: Any, board: Any) -> Any:
+def _for_network(args: argparse.Namespace, board: Any) -> Any:
+    fit = need("sparsemac_boards.fit_network", "ecp5", "fitting a board")
     progress = Progress(2)
     with progress.stage(f"read {args.model.name}"):
         graph, _ = load_network(args)
@@ -95,17 +98,17 @@ def _for_network(args: argparse.Namespace, fit: Any, board: Any) -> Any:
                         f"{counted(batch, 'sample')} at a time"):
         print(file=sys.stderr)
         found = fit.fastest(board, graph, batch, args.fill, progress=tell)
-    if found.network.memory_bytes > board.memory_bytes:
-        print(f"sparsemac: the network needs {found.network.memory_bytes} bytes of memory, and "
+    if found.memory_bytes > board.memory_bytes:
+        print(f"sparsemac: the network needs {found.memory_bytes} bytes of memory, and "
               f"{board.name} has {board.memory_bytes}: it runs there only with more",
               file=sys.stderr)
     return found
 
 
-def fit_figures(found: Any) -> dict[str, Any]:
-    """Returns all figures of a `sparsemac_boards.fit.Fit`, under the names of the JSON output."""
+def _figures(found: Any) -> dict[str, Any]:
+    """Figures of a `sparsemac_boards.fit.Fit`, under the names of the JSON output."""
     board, config = found.board, found.config
-    figures: dict[str, Any] = {
+    return {
         "board": board.name,
         "part": board.part.name,
         "config": config.as_dict(),
@@ -117,23 +120,24 @@ def fit_figures(found: Any) -> dict[str, Any]:
         "clock_hz": board.clock_hz,
         "macs_per_second": config.macs * board.clock_hz,
     }
-    if found.network is not None:
-        network, placed = found.network, found.network.compiled.placed
-        device = sum(p.macs for p in placed if p.where == "device")
-        shares = network.time_shares(config)
-        figures["network"] = {
-            "batch": network.batch,
-            "cycles": network.cycles,
-            "seconds": network.cycles / board.clock_hz,
-            "utilization": device / (network.cycles * config.macs),
-            "device_macs": device,
-            "host_macs": network.host_macs,
-            "shares": shares,
-            "bottleneck": _bottleneck(shares),
-            "memory_bytes": network.memory_bytes,
-            "memory_available": board.memory_bytes,
-        }
-    return figures
+
+
+def _network_figures(found: Any) -> dict[str, Any]:
+    """Figures of a `sparsemac_boards.fit_network.NetworkFit`."""
+    placed, shares = found.compiled.placed, found.time_shares()
+    device = sum(p.macs for p in placed if p.where == "device")
+    return {
+        "batch": found.batch,
+        "cycles": found.cycles,
+        "seconds": found.cycles / found.board.clock_hz,
+        "utilization": device / (found.cycles * found.config.macs),
+        "device_macs": device,
+        "host_macs": found.host_macs,
+        "shares": shares,
+        "bottleneck": CAUSES[max(shares, key=lambda cause: shares[cause])],
+        "memory_bytes": found.memory_bytes,
+        "memory_available": found.board.memory_bytes,
+    }
 
 
 #: What to say of the largest share of the engines' time.
@@ -146,11 +150,6 @@ CAUSES = {
     "stall_command": "the commands: engines wait for one",
     "idle": "uneven work: engines wait for the last one",
 }
-
-
-def _bottleneck(shares: dict[str, float]) -> str:
-    name = max(shares, key=lambda cause: shares[cause], default="computing")
-    return CAUSES.get(name, name)
 
 
 def _lines(f: dict[str, Any]) -> list[str]:
@@ -169,7 +168,7 @@ def _lines(f: dict[str, Any]) -> list[str]:
         lines += [
             (f"{'cycles':16} {n['cycles']} for {counted(n['batch'], 'sample')}: "
             f"{1e3 * n['seconds']:.2f} ms, {n['utilization']:.1%} of the multipliers' peak"),
-            f"{'bottleneck':16} {n['bottleneck']} ({max(n['shares'].values(), default=1):.0%})",
+            f"{'bottleneck':16} {n['bottleneck']} ({max(n['shares'].values()):.0%})",
             f"{'memory':16} {n['memory_bytes']} bytes, the board has {n['memory_available']}",
         ]
         if n["host_macs"]:

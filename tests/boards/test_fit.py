@@ -6,12 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sparsemac.config import CoreConfig
-from sparsemac.inference import predict
 from sparsemac_boards.area import predict_area
-from sparsemac_boards.fit import FILL, GROWTH, DoesNotFit, fastest, largest, resources
+from sparsemac_boards.fit import FILL, GROWTH, DoesNotFit, largest, resources
 from sparsemac_boards.registry import BOARDS
-from support.graphs import GraphMaker
-from support.layers import random_layer
 
 BOARD = BOARDS["ulx3s-85f"]
 
@@ -23,13 +20,6 @@ def with_part(**changes):
 def usable(board, config, fill=FILL):
     area = predict_area(config, board.memory_bytes)
     return all(r.used <= r.usable for r in resources(board, area, fill))
-
-
-def two_layers(batchable=True):
-    rng = np.random.default_rng(5)
-    net = GraphMaker(1, 96, batchable=batchable)
-    out = net.layer("first", "x", random_layer(rng, 64, 96, 0.2))
-    return net.graph(net.layer("second", out, random_layer(rng, 10, 64, 0.5)))
 
 
 PARTS = [{}, {"luts": 30_000, "flip_flops": 30_000}, {"multipliers": 28}, {"block_rams": 100},
@@ -87,8 +77,6 @@ def test_device_too_small_for_usual_buffers_gets_the_least():
 def test_nothing_fits_is_told_with_the_limit(part, message):
     with pytest.raises(DoesNotFit, match=message):
         largest(with_part(**part))
-    with pytest.raises(DoesNotFit, match=message):
-        fastest(with_part(**part), two_layers(), 1)
 
 
 def test_fill_that_is_too_low_is_told_with_the_nearest():
@@ -105,40 +93,3 @@ def test_fill_that_is_too_low_is_told_with_the_nearest():
 def test_fill_out_of_range_is_refused(fill):
     with pytest.raises(ValueError, match=r"^fill must be 1 to 100, not"):
         largest(BOARD, fill)
-
-
-@pytest.mark.parametrize("batch", [1, 16])
-def test_fastest_is_no_slower_than_the_board_or_the_largest(batch):
-    graph = two_layers()
-    found = fastest(BOARD, graph, batch)
-    assert usable(BOARD, found.config)
-    for other in (BOARD.config, largest(BOARD).config):
-        assert found.network.cycles <= sum(p.cycles for p in predict(graph, other, batch))
-
-
-def test_fastest_tells_what_the_cycle_model_predicts():
-    graph = two_layers()
-    found = fastest(BOARD, graph, 8)
-    assert found.network.cycles == sum(p.cycles for p in predict(graph, found.config, 8))
-    shares = found.network.time_shares(found.config)
-    assert sum(shares.values()) == pytest.approx(1)
-    assert found.network.host_macs == 0 and found.network.memory_bytes > 0
-
-
-def test_fastest_uses_lanes_for_samples_only_where_there_are_some():
-    assert fastest(BOARD, two_layers(), 1).config.lanes == 1
-    assert fastest(BOARD, two_layers(), 64).config.lanes > 1
-
-
-def test_same_question_has_the_same_answer():
-    asked = [], []
-    found = [fastest(BOARD, two_layers(), 4, tries=4, progress=told.append) for told in asked]
-    assert found[0].config == found[1].config
-    assert asked[0] == asked[1] and 1 <= len(asked[0]) <= 4
-
-
-def test_network_without_a_layer_is_refused():
-    net = GraphMaker(1, 8)
-    graph = net.graph(net.host("r", "reshape", "x", shape=(1, 8)))
-    with pytest.raises(ValueError, match=r"^network must have a layer that a core runs, test has"):
-        fastest(BOARD, graph, 1)
