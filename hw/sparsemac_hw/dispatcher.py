@@ -274,9 +274,17 @@ class Dispatcher(wiring.Component):
             ((words[0] != head_load) & (words[0] != head_exec))
             | words[1][16:].any()
             | (waits > dispatched)
-            | (~is_load & (
+            | Mux(is_load, self._breaks_shift(words[8]), (
                 (mode == 3) | _above(delta_bits, DELTA_BITS_MAX) | (absolute & delta_bits.any())))
         )
+
+    def _breaks_shift(self, word: Value) -> Value:
+        """A shift of a kind, or of strips, that this core does not have."""
+        shift, strip_bits = word[:2], word[4:7]
+        if not self._config.shifts:
+            return shift.any()
+        lane_bits = self._config.lanes.bit_length() - 1
+        return (shift == 3) | (shift.any() & _above(strip_bits, lane_bits))
 
     def _breaks_align(self, words: data.View, is_load: Value) -> Value:
         config = self._config
@@ -287,6 +295,7 @@ class Dispatcher(wiring.Component):
         load = (
             words[6][:beat_bits].any()
             | words[3][: config.line_words.bit_length() - 1].any()
+            | words[7][: config.line_words.bit_length() - 1].any()
             | words[4][: config.word_beats.bit_length() - 1].any()
         )
         run = output[:lane_bits].any() | (raw & output[lane_bits : lane_bits + 2].any())
@@ -303,7 +312,8 @@ class Dispatcher(wiring.Component):
     def _breaks_size(self, words: data.View, is_load: Value) -> Value:
         config = self._config
         bits = config.address_bits
-        load = words[3][bits:].any() | words[4][16:].any() | words[5][16:].any()
+        load = (words[3][bits:].any() | words[4][16:].any() | words[5][16:].any()
+                | words[7][bits:].any())
         run = (
             words[5][bits:].any()
             | _above(words[6], LIMIT_MAX)
@@ -322,6 +332,10 @@ class Dispatcher(wiring.Component):
             load.command.line_beats.eq(words[4]),
             load.command.lines.eq(words[5]),
             load.command.stride.eq(words[6]),
+            load.command.gap.eq(words[7]),
+            load.command.shift.eq(words[8]),
+            load.command.strip_bits.eq(words[8][4:]),
+            load.command.fill.eq(words[8][8:]),
             load.command.index.eq(index),
             run.wait.eq(words[1]),
             run.command.weights.eq(words[2]),

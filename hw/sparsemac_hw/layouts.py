@@ -29,6 +29,10 @@ load_layout = data.StructLayout({
     "line_beats": 16,
     "lines": 16,
     "stride": 32,
+    "gap": 16,
+    "shift": 2,
+    "strip_bits": 3,
+    "fill": 8,
     "index": 16,
 })
 

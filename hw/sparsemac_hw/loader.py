@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs LOAD commands: copies activations from memory into the buffers of all engines."""
 
-from amaranth.hdl import Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from sparsemac.commands import Shift
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
@@ -20,9 +21,10 @@ waiting_load_layout = data.StructLayout({"command": load_layout, "wait": 16})
 class Loader(wiring.Component):
     """Reads the lines of a LOAD, one LOAD at a time, and numbers their beats for the buffers.
 
-    A LOAD starts when ``execs_done`` has reached its wait. Its lines go to consecutive places of
-    the buffer. If one would end beyond the buffer, the loader stops with fault SIZE before it asks
-    for any beat of that line, and stays so until reset.
+    A LOAD starts when ``execs_done`` has reached its wait. Its lines stand in the buffer with
+    ``gap`` words between them, and may be shifted by a lane; see `sparsemac.commands`. If one would
+    end beyond the buffer, the loader stops with fault SIZE before it asks for any beat of that
+    line, and stays so until reset.
 
     A beat goes to line ``w_line`` of the buffer. Where a word is longer than a beat, lines are
     words and ``w_sub`` tells which beat of the word it is; else a line is a beat of words.
@@ -128,6 +130,9 @@ class Loader(wiring.Component):
             self.index.eq(command.index),
         ]
         first_place = self.i.payload.command.destination[skip_bits:] << sub_bits
+        gap = Signal(place_bits)
+        line_left = Signal(line_bits, reset_less=True)  # beats of the line, but the one to come
+        m.d.comb += gap.eq(command.gap[skip_bits:] << sub_bits)
 
         with m.FSM(name="load") as fsm:
             with m.State("IDLE"):  # no command
@@ -138,6 +143,7 @@ class Loader(wiring.Component):
                     lines_asked.eq(0),  # counting up saves a multiplexer for the start
                     place.eq(first_place),
                     end.eq(first_place),
+                    line_left.eq(self.i.payload.command.line_beats - 1),
                 ]
                 with m.If(self.i.valid):
                     m.next = "WAIT"
@@ -155,7 +161,7 @@ class Loader(wiring.Component):
                     m.d.sync += [
                         address.eq(address + command.stride[beat_bits:]),
                         lines_asked.eq(lines_asked + 1),
-                        end.eq(line_end),
+                        end.eq(line_end + gap),
                         settled.eq(0),
                     ]
             with m.State("DRAIN"):  # the last beats are on their way
@@ -167,12 +173,15 @@ class Loader(wiring.Component):
                 pass
 
         with m.If(self.i_beats.valid):
-            m.d.sync += place.eq(place + 1)
+            with m.If(line_left == 0):
+                m.d.sync += [place.eq(place + 1 + gap), line_left.eq(command.line_beats - 1)]
+            with m.Else():
+                m.d.sync += [place.eq(place + 1), line_left.eq(line_left - 1)]
         m.d.sync += [
             self.w_en.eq(self.i_beats.valid),
             self.w_line.eq(place[sub_bits:]),
             self.w_sub.eq(place[:sub_bits]),
-            self.w_data.eq(self.i_beats.payload.data),
+            self.w_data.eq(self._shifted(m, command, self.i_beats.payload.data)),
         ]
         m.d.comb += [
             self.busy.eq(~fsm.ongoing("IDLE")),
@@ -181,3 +190,34 @@ class Loader(wiring.Component):
             self.fault.command.eq(command.index),
         ]
         return m
+
+    def _shifted(self, m: Module, command: data.View, beat: Signal) -> Value:
+        """The elements of a beat's words, each a lane further up or down, or ``fill``."""
+        config = self._config
+        if not config.shifts:
+            return beat
+        lane_bits = config.lanes.bit_length() - 1
+        # Constant while a LOAD is at work; in flip-flops, so that a beat passes a LUT or two.
+        edges = Signal(config.lanes, reset_less=True)  # lanes without a neighbour
+        up, shifts = Signal(reset_less=True), Signal(reset_less=True)
+        m.d.sync += [up.eq(command.shift == Shift.UP), shifts.eq(command.shift != Shift.NONE)]
+        with m.Switch(command.strip_bits):
+            for bits in range(lane_bits + 1):
+                with m.Case(bits):
+                    first = [lane % (1 << bits) == 0 for lane in range(config.lanes)]
+                    last = [*first[1:], True]
+                    m.d.sync += edges.eq(
+                        Mux(command.shift == Shift.UP, _mask(first), _mask(last)))
+        out = []
+        for k in range(config.bus_bytes):
+            word, lane = k - k % config.lanes, k % config.lanes
+            above = beat.word_select(word + (lane + 1) % config.lanes, 8)
+            below = beat.word_select(word + (lane - 1) % config.lanes, 8)
+            moved = Mux(edges[lane], command.fill, Mux(up, below, above))
+            out.append(Mux(shifts, moved, beat.word_select(k, 8)))
+        return Cat(out)
+
+
+def _mask(bits: list[bool]) -> int:
+    """A number with these bits, the lowest first."""
+    return sum(bit << i for i, bit in enumerate(bits))

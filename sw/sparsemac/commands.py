@@ -15,12 +15,19 @@ Word 1 (both)    [15:0] wait: EXECs (of a LOAD) or LOADs (of an EXEC) that must 
 Word 15 (both)   checksum: the exclusive or of all sixteen words is CHECKSUM
 
 LOAD: for each of ``lines`` lines, ``line_beats`` beats from memory go to consecutive buffer words.
+A shift moves the elements of each word by one lane on their way: strips of a map then see the rows
+of their neighbours. Where there is no neighbour, as lanes belong to samples of ``strips`` lanes
+each, an element becomes ``fill``. Only cores whose words are no longer than a beat can shift.
 
     2  address      byte address of the first line, a multiple of a beat
     3  destination  first word in the buffer [words], a multiple of ``config.line_words``
     4  line_beats   beats per line, a multiple of ``config.word_beats``; 1 to 65535
     5  lines        1 to 65535
     6  stride       bytes from one line to the next, a multiple of a beat
+    7  gap          buffer words left out between one line and the next, less than the buffer, a
+                    multiple of ``config.line_words``
+    8  shift        [1:0] 0 none, 1 up: lane v gets what is lane v-1's, 2 down: lane v+1's,
+                    [6:4] log2 of the strips of a sample, at most of the lanes, [15:8] fill
 
 EXEC: y[row, p] = output( bias[row] + sum over entries j:  w[j] * x[base + offset[j] + a(p)] ) for
 positions p = 0 .. positions-1, where a(0) = 0, a(p+1) = a(p) + step, or + wrap_step after every
@@ -63,6 +70,7 @@ __all__ = [
     "Load",
     "Opcode",
     "OutputMode",
+    "Shift",
     "StreamFormat",
     "decode",
     "decode_list",
@@ -88,6 +96,14 @@ class OutputMode(IntEnum):
     RAW = 0  # int32, as it is
     SINGLE = 1  # one rounding: TOSA RESCALE, TensorFlow Lite built for single rounding
     DOUBLE = 2  # two roundings: gemmlowp, TensorFlow Lite's reference kernels
+
+
+class Shift(IntEnum):
+    """Where the elements of a word go when it is loaded."""
+
+    NONE = 0
+    UP = 1  # lane v gets what is lane v - 1's
+    DOWN = 2  # lane v gets what is lane v + 1's
 
 
 class CommandError(ValueError):
@@ -142,6 +158,10 @@ class Load:
     line_beats: int
     lines: int = 1
     stride: int = 0
+    gap: int = 0
+    shift: Shift = Shift.NONE
+    strips: int = 1
+    fill: int = 0
     wait: int = 0
 
     def encode(self) -> bytes:
@@ -149,7 +169,9 @@ class Load:
         words = [0] * COMMAND_WORDS
         words[0] = Opcode.LOAD | COMMAND_MAGIC << 8
         words[1] = self.wait
-        words[2:7] = [self.address, self.destination, self.line_beats, self.lines, self.stride]
+        words[2:8] = [self.address, self.destination, self.line_beats, self.lines, self.stride,
+                      self.gap]
+        words[8] = self.shift | (self.strips.bit_length() - 1) << 4 | (self.fill & 0xFF) << 8
         return _seal(words)
 
 
@@ -223,6 +245,8 @@ def decode(data: bytes) -> Load | Exec:
         raise CommandError(f"wait must be 0 to 65535, not {words[1]}")
     opcode = words[0] & 0xFF
     if opcode == Opcode.LOAD:
+        if words[8] & 3 == 3:
+            raise CommandError("shift must be 0, 1 or 2, not 3")
         return Load(
             wait=words[1],
             address=words[2],
@@ -230,6 +254,10 @@ def decode(data: bytes) -> Load | Exec:
             line_beats=words[4],
             lines=words[5],
             stride=words[6],
+            gap=words[7],
+            shift=Shift(words[8] & 3),
+            strips=1 << (words[8] >> 4 & 7),
+            fill=_int8(words[8] >> 8),
         )
     if opcode != Opcode.EXEC:
         raise CommandError(f"opcode must be 1 or 2, not {opcode}")

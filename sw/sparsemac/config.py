@@ -134,6 +134,11 @@ class CoreConfig:
         return max(1, self.lanes // self.bus_bytes)
 
     @property
+    def shifts(self) -> bool:
+        """Whether a LOAD can move elements to the next lane: words are no longer than a beat."""
+        return 1 < self.lanes <= self.bus_bytes
+
+    @property
     def sum_buses(self) -> int:
         """Buses on which the sums of an engine's lanes leave, each with a share of the lanes.
 

@@ -112,6 +112,22 @@ class Geometry:
         """Inputs of one output: channels of a group times kernel rows times kernel columns."""
         return self.channels // self.groups * self.kernel[0] * self.kernel[1]
 
+    def cut(self, strips: int) -> "Geometry | None":
+        """Returns what each of so many strips of the map needs; None if they differ.
+
+        A strip is rows of the input, and of the output those rows whose windows they are. What
+        stands above and below it is its padding; no more than a strip.
+        """
+        rows, rest = divmod(self.height, strips)
+        outputs = self.out_height
+        if rest or outputs % strips or rows * strips != outputs * self.stride[0]:
+            return None
+        top, left, _, right = self.padding
+        below = max(0, self.reach[0] - self.stride[0] - top)
+        if strips > 1 and max(top, below) > rows:
+            return None
+        return replace(self, height=rows, padding=(top, left, below, right))
+
     @classmethod
     def same(cls, *, height: int, width: int, kernel: tuple[int, int],
              stride: tuple[int, int] = (1, 1), dilation: tuple[int, int] = (1, 1),

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .commands import Exec, Load, OutputMode, StreamFormat
+from .commands import Exec, Load, OutputMode, Shift, StreamFormat
 from .conv import ConvLayer
 from .conv_tiling import ConvTiling, ConvView, Pass, choose_conv_tiling, row_store_cycles
 from .csr import Csr
@@ -63,9 +63,10 @@ class ConvCompiler:
                  target: Tensor) -> None:
         self.build, self.index, self.config = build, index, build.config
         layer, source, target = _upright(layer, source, target)
-        self.layer, self.linear, self.geometry = layer, layer.linear, layer.geometry
+        self.layer, self.linear = layer, layer.linear
         self.source, self.target = source, target
         self.view = ConvView(layer, source, build.config)
+        self.geometry = self.view.geometry
         raw = self.linear.mode == OutputMode.RAW
         bias = self.linear.bias
         # Biases that are all zero cost bits and cycles, and add nothing.
@@ -97,8 +98,9 @@ class ConvCompiler:
     def _pack(self, number: int) -> list[PackedStreams]:
         """Streams of one pass, one for each of its channel tiles."""
         tiling, p = self.tiling, self.tiling.passes[number]
-        key = (self.index, number, self.line, tiling.blocks, tiling.band, tiling.rows_per_engine,
-               len(p.channels), int(p.channels[0]), p.inputs[0].stop, len(p.inputs))
+        key = (self.index, number, self.source.strips, self.line, tiling.blocks, tiling.band,
+               tiling.rows_per_engine, len(p.channels), int(p.channels[0]), p.inputs[0].stop,
+               len(p.inputs))
         if key not in self.build.cache:
             matrices = [self.view.matrix(self.tiling, p.channels, inputs, self.line)
                         for inputs in p.inputs]
@@ -173,9 +175,11 @@ class ConvCompiler:
 
     def _load(self, group: int, first: int, inputs: slice) -> int:
         """Loads the input rows of a band; returns the first word in the buffer."""
+        if self.source.strips > 1:
+            return self._load_strips(group, first, inputs)
         config, source, build, g = self.config, self.source, self.build, self.geometry
         count = inputs.stop - inputs.start
-        start = self._line_start(first)
+        start = self.view.line_start(first, self.line)
         words = count * self.line
         destination = build.take_region(words, self.tiling.regions)
         beats = self.line * config.lanes // config.bus_bytes
@@ -193,12 +197,32 @@ class ConvCompiler:
         build.loads += 1
         return destination
 
-    def _line_start(self, first: int) -> int:
-        """Word of a plane at which the line of a band begins: a beat's first."""
-        if self.line == self.source.plane:
-            return 0
-        word = self.view.first_word(first)
-        return word - word % self.config.line_words
+    def _load_strips(self, group: int, first: int, inputs: slice) -> int:
+        """Loads the rows of a band of strips: its own, and those of the strips beside it."""
+        config, source, build, g = self.config, self.source, self.build, self.geometry
+        lines, height, pitch = inputs.stop - inputs.start, source.strip_height, source.row_pitch
+        words = lines * self.line
+        destination = build.take_region(words, self.tiling.regions)
+        free = build.free_after(destination, destination + words)
+        top = first * g.stride[0] - g.padding[0]
+        end = top + self.line // pitch
+        for rows, begin, shift in (
+            (range(max(top, 0), min(end, height)), max(-top, 0), Shift.NONE),
+            (range(top + height, height), 0, Shift.UP),
+            (range(0, end - height), height - top, Shift.DOWN),
+        ):
+            if not rows:
+                continue
+            ready = build.rows_written(source.address, range(group, group + 1), rows)
+            gap = self.line - len(rows) * pitch
+            build.commands.append(Load(
+                address=source.word_address(group, inputs.start, rows.start, -source.pads[1]),
+                destination=destination + begin * pitch,
+                line_beats=len(rows) * pitch * config.lanes // config.bus_bytes, lines=lines,
+                stride=source.plane * source.word_bytes, gap=gap, shift=shift,
+                strips=source.strips, fill=self.linear.input_zero_point, wait=max(ready, free)))
+            build.loads += 1
+        return destination
 
     def _exec(self, piece: tuple[int, PackedStreams], p: Pass, t: int, place: "_Place",
               weights_address: int) -> None:
@@ -207,7 +231,7 @@ class ConvCompiler:
         is_last = t == len(p.inputs) - 1
         words = (p.inputs[t].stop - p.inputs[t].start) * self.line
         step, width = g.stride[1], self.tiling.width
-        start = self.view.first_word(place.row) - self._line_start(place.row)
+        start = self.view.start(place.row, self.line)
         output = target.word_address(place.group, int(p.channels[0]), place.row, place.column)
         build.commands.append(Exec(
             weights=weights_address + offset, beats=streams.beats,

@@ -13,6 +13,7 @@ Pruning", ICLR 2017, section 3.1 (the stretched filter).
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -99,7 +100,7 @@ def _cuts(length: int, piece: int) -> list[int]:
     return [min(first, length - piece) for first in range(0, length, piece)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ConvView:
     """A convolution that reads a tensor.
 
@@ -114,10 +115,24 @@ class ConvView:
     source: Tensor
     config: CoreConfig
 
-    @property
+    @cached_property
     def geometry(self) -> Geometry:
-        """Geometry of the convolution."""
-        return self.layer.geometry
+        """Geometry of the convolution, or of each strip."""
+        cut = self.layer.geometry.cut(self.source.strips) if self.source.strips > 1 else None
+        return cut or self.layer.geometry
+
+    def start(self, row: int, line: int) -> int:
+        """Word of a line of so many words where the window of output row ``row`` begins."""
+        if self.source.strips > 1:  # lines are whole rows
+            return self.source.pads[1] - self.geometry.padding[1]
+        return self.first_word(row) - self.line_start(row, line)
+
+    def line_start(self, row: int, line: int) -> int:
+        """Word of a plane at which the line of output row ``row`` begins: a beat's first."""
+        if line == self.source.plane:
+            return 0
+        word = self.first_word(row)
+        return word - word % self.config.line_words
 
     def first_word(self, row: int) -> int:
         """Word in a plane where the window of output row ``row``, column 0 begins."""
@@ -129,6 +144,8 @@ class ConvView:
         """Words of a channel that a band needs at most, from the beat in which it begins."""
         g, beat = self.geometry, self.config.line_words
         rows = (band - 1) * g.stride[0] + g.reach[0]
+        if self.source.strips > 1:
+            return rows * self.source.row_pitch
         slack = max(self.first_word(start) % beat for start in starts)
         needed = round_up(slack + (rows - 1) * self.source.row_pitch + self._row_reach, beat)
         # A whole plane is one line with its neighbours.

@@ -6,6 +6,11 @@ with one element per lane. Sample ``n`` is lane ``n % lanes`` of group ``n // la
 map of one row and one column. Rows and columns of padding stand around a map, for convolutions that
 read beyond it; the host writes the padding, the core only what is inside.
 
+Few samples leave lanes without work, so maps may be cut into *strips* of rows: strip ``s`` of
+sample ``n`` takes the place of sample ``n * strips + s`` of maps that are so much lower. There are
+no rows of padding then: what a convolution reads beyond its strip, a LOAD takes from the
+neighbour's lane.
+
 The words of a channel, a *plane*, and those of a group are padded to whole beats of the bus, so
 that a LOAD can begin with any channel and any group; but a vector's channels lie without gaps. What
 stands in that padding is never used: no weight is stored for it, and the host drops the lanes
@@ -61,6 +66,7 @@ class Tensor:
     plane : int                    Words from one channel to the next.
     pitch : int                    Words from one group to the next.
     raw : bool                     Elements are int32, not int8.
+    strips : int                   Of each sample; a power of two that divides height and lanes.
     """
 
     address: int
@@ -73,23 +79,37 @@ class Tensor:
     plane: int
     pitch: int
     raw: bool = False
+    strips: int = 1
 
     @classmethod
     def of(
         cls, config: CoreConfig, channels: int, columns: int, *, height: int = 1, width: int = 1,
         pads: tuple[int, int, int, int] = (0, 0, 0, 0), address: int = 0, raw: bool = False,
+        strips: int = 1,
     ) -> "Tensor":
-        """Lays out a tensor for a core."""
-        plane = (height + pads[0] + pads[2]) * (width + pads[1] + pads[3])
+        """Lays out a tensor for a core.
+
+        Rows of strips begin with a beat, so that a LOAD can begin with any of them.
+        """
+        if strips > 1:
+            row = round_up(pads[1] + width + pads[3], config.line_words)
+            pads = (0, pads[1], 0, row - width - pads[1])
+        plane = (height // strips + pads[0] + pads[2]) * (width + pads[1] + pads[3])
         if plane > 1:
             plane = round_up(plane, config.line_words)
         pitch = round_up(max(channels, 1) * plane, config.line_words)
-        return cls(address, channels, height, width, columns, config.lanes, pads, plane, pitch, raw)
+        return cls(address, channels, height, width, columns, config.lanes, pads, plane, pitch, raw,
+                   strips)
 
     @property
     def groups(self) -> int:
-        """Groups of ``lanes`` samples."""
-        return ceil_div(self.columns, self.lanes)
+        """Groups of ``lanes`` samples, or strips of samples."""
+        return ceil_div(self.columns * self.strips, self.lanes)
+
+    @property
+    def strip_height(self) -> int:
+        """Rows of a strip."""
+        return self.height // self.strips
 
     @property
     def row_pitch(self) -> int:
@@ -117,7 +137,7 @@ class Tensor:
         return np.dtype("<i4" if self.raw else "i1")
 
     def word(self, channel: int, row: int = 0, column: int = 0) -> int:
-        """Index of a word in its group; row and column count from the map, not its padding."""
+        """Index of a word in its group; row and column count from the strip, not its padding."""
         return channel * self.plane + (row + self.pads[0]) * self.row_pitch + column + self.pads[1]
 
     def word_address(self, group: int, channel: int, row: int = 0, column: int = 0) -> int:
@@ -125,11 +145,17 @@ class Tensor:
         word = group * self.pitch + self.word(channel, row, column)
         return self.address + word * self.word_bytes
 
+    def element_address(self, channel: int, row: int, column: int, sample: int) -> int:
+        """Byte address of one element of a sample's map."""
+        strip, row = divmod(row, self.strip_height)
+        group, lane = divmod(sample * self.strips + strip, self.lanes)
+        return self.word_address(group, channel, row, column) + lane * self.dtype.itemsize
+
     @property
     def words(self) -> NDArray[np.int64]:
-        """(channels * height * width,) index of each element's word, in this order of axes."""
+        """(channels * strip_height * width,) index of each element's word, in this order."""
         channel = np.arange(self.channels)[:, None, None] * self.plane
-        row = (np.arange(self.height)[:, None] + self.pads[0]) * self.row_pitch
+        row = (np.arange(self.strip_height)[:, None] + self.pads[0]) * self.row_pitch
         return (channel + row + np.arange(self.width) + self.pads[1]).ravel()
 
     def to_memory(self, values: NDArray[np.generic], padding: int = 0) -> NDArray[np.generic]:
@@ -145,15 +171,19 @@ class Tensor:
         (groups, pitch, lanes)
         """
         words = np.full((self.groups, self.pitch, self.lanes), padding, self.dtype)
-        values = values.reshape(-1, self.columns)
-        whole = self.columns // self.lanes
+        columns = self.columns * self.strips
+        if self.strips > 1:
+            values = values.reshape(self.channels, self.strips, -1, self.columns)
+            values = values.transpose(0, 2, 3, 1)
+        values = values.reshape(-1, columns)
+        whole = columns // self.lanes
         split = whole * self.lanes
         places = self.words if self.plane > 1 else slice(0, self.channels)
         if whole:
             blocks = values[:, :split].reshape(-1, whole, self.lanes)
             words[:whole, places] = blocks.transpose(1, 0, 2)
-        if split < self.columns:
-            words[whole, places, : self.columns - split] = values[:, split:]
+        if split < columns:
+            words[whole, places, : columns - split] = values[:, split:]
         return words
 
     def from_memory(self, data: bytes) -> NDArray[np.generic]:
@@ -168,7 +198,11 @@ class Tensor:
         values = words[:, places].transpose(1, 0, 2)
         values = values.reshape(-1, self.groups * self.lanes)
         native = np.dtype(np.int32 if self.raw else np.int8)
-        values = np.ascontiguousarray(values[:, : self.columns], dtype=native)
+        values = values[:, : self.columns * self.strips]
+        if self.strips > 1:
+            values = values.reshape(self.channels, -1, self.columns, self.strips)
+            values = values.transpose(0, 3, 1, 2).reshape(-1, self.columns)
+        values = np.ascontiguousarray(values, dtype=native)
         if self.height * self.width == 1:
             return values
         return values.reshape(self.channels, self.height, self.width, self.columns)

@@ -17,6 +17,7 @@ from .commands import (
     Exec,
     Load,
     OutputMode,
+    Shift,
     decode,
 )
 from .config import CoreConfig
@@ -160,14 +161,16 @@ class Machine:
     def _check_load(self, command: Load) -> None:
         config = self.config
         beat = config.bus_bytes
+        if command.shift and (not config.shifts or command.strips > config.lanes):
+            raise MachineFault(FaultCode.DESC)
         if (command.address % beat or command.stride % beat
-                or command.destination % config.line_words
+                or command.destination % config.line_words or command.gap % config.line_words
                 or command.line_beats % config.word_beats):
             raise MachineFault(FaultCode.ALIGN)
         if not command.line_beats or not command.lines:
             raise MachineFault(FaultCode.ZERO)
-        if (command.destination >= config.act_depth or command.line_beats > 0xFFFF
-                or command.lines > 0xFFFF):
+        if (command.destination >= config.act_depth or command.gap >= config.act_depth
+                or command.line_beats > 0xFFFF or command.lines > 0xFFFF):
             raise MachineFault(FaultCode.SIZE)
 
     def _load(self, command: Load) -> None:
@@ -178,9 +181,9 @@ class Machine:
         for _ in range(command.lines):
             if destination + words > config.act_depth:
                 raise MachineFault(FaultCode.SIZE, address)
-            line = self._read(address, length).view(np.int8)
-            self._buffer[destination : destination + words] = line.reshape(words, config.lanes)
-            destination += words
+            line = self._read(address, length).view(np.int8).reshape(words, config.lanes)
+            self._buffer[destination : destination + words] = _shifted(line, command)
+            destination += words + command.gap
             address = (address + command.stride) % ADDRESS_SPACE
 
     def _check_exec(self, command: Exec) -> None:
@@ -312,6 +315,16 @@ class Machine:
         steps = np.where(p % command.width == 0, command.out_wrap_step, command.out_step)
         shares = (0 < steps) & (places + steps < each) & (p < words.shape[1])
         return int(np.count_nonzero(~shares))
+
+
+def _shifted(words: NDArray[np.int8], command: Load) -> NDArray[np.int8]:
+    """Moves the elements of words by a lane, within samples of so many strips."""
+    if command.shift == Shift.NONE:
+        return words
+    step = 1 if command.shift == Shift.UP else -1
+    lanes = np.arange(words.shape[1])
+    edge = lanes % command.strips == (0 if step == 1 else command.strips - 1)
+    return np.where(edge, np.int8(command.fill), np.roll(words, step, axis=1))
 
 
 def _wrap(values: NDArray[np.int64], width: int) -> NDArray[np.int64]:

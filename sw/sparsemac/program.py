@@ -140,7 +140,7 @@ def compile_segment(
     build, tensors, plans = emitter.emit(command_bytes, image_bytes)
     end = max(t.address + _room(t, config) for t in tensors.values())
     _check_size(len(build.commands), list(tensors.values()), end - memory_base, image_bytes,
-                memory_bytes)
+                memory_bytes, _fewer(segment, columns, config))
     image = bytearray(encode_list(build.commands))
     image += bytes(command_bytes - len(image)) + build.weights
     first_written = min(tensors[use.target].address for use in segment.uses)
@@ -175,17 +175,26 @@ def _room(tensor: Tensor, config: CoreConfig) -> int:
     return round_up(max(tensor.length, 1) + beyond, WINDOW_GRANULE_BYTES)
 
 
+def _fewer(segment: Segment, columns: int, config: CoreConfig) -> int:
+    """Largest number of columns that takes less than these do; 0 if there is none."""
+    strips = segment.strips(columns, config)
+    held = config.lanes // strips
+    if columns > held:
+        return (columns - 1) // held * held
+    half = columns // 2
+    return half if half and segment.strips(half, config) > strips else 0
+
+
 def _check_size(commands: int, tensors: Sequence[Tensor], needed: int, image_bytes: int,
-                memory_bytes: int) -> None:
+                memory_bytes: int, fewer: int) -> None:
     """Refuses a program that is too long or too large, and estimates what would not be."""
     first = tensors[0]
-    # Fewer columns leave at least one group, or are none at all.
-    fewer = (first.columns - 1) // first.lanes * first.lanes
+    held = first.lanes // first.strips  # columns of a group
     if commands > MAX_COMMANDS:
         raise TooManyColumns(
             f"a network must take at most {MAX_COMMANDS} commands, not {commands} as for "
             f"{first.columns} columns: run fewer columns at a time",
-            min(fewer, max(first.lanes, first.columns // 2 // first.lanes * first.lanes)),
+            min(fewer, max(held, first.columns // 2 // held * held)),
         )
     if needed > memory_bytes:
         command_bytes = commands * COMMAND_BYTES
@@ -195,7 +204,7 @@ def _check_size(commands: int, tensors: Sequence[Tensor], needed: int, image_byt
         raise TooManyColumns(
             f"the network needs {needed} bytes of memory for {first.columns} columns, and there "
             f"are {memory_bytes}: run fewer columns at a time, or open the device with more memory",
-            min(fewer, groups * first.lanes),
+            min(fewer, groups * held),
         )
 
 
@@ -207,6 +216,7 @@ class _Emitter:
         self._segment, self._columns, self._config = segment, columns, config
         self._memory_base, self._cache = memory_base, cache
         self._decisions: dict[int, Decision] = {}
+        self._strips = segment.strips(columns, config)
 
     def emit(self, command_bytes: int, image_bytes: int
              ) -> tuple[Builder, dict[int, Tensor], list[LayerPlan]]:
@@ -234,7 +244,8 @@ class _Emitter:
         inside = [t for t in written if t not in segment.outputs]
         tensors = {}
         for number in (*segment.inputs, *inside, *segment.outputs):
-            tensor = shapes[number].place(self._config, self._columns, address)
+            tensor = shapes[number].place(
+                self._config, self._columns, address, self._strips)
             tensors[number] = tensor
             address += _room(tensor, self._config)
         return tensors

@@ -12,7 +12,7 @@ from .config import CoreConfig
 from .conv import ConvLayer
 from .errors import UnsupportedLayer
 from .layer import LinearLayer
-from .layout import Tensor
+from .layout import Tensor, ceil_div
 
 __all__ = ["Segment", "TensorShape", "Use"]
 
@@ -65,10 +65,10 @@ class TensorShape:
         """Elements of one sample."""
         return self.channels * self.height * self.width
 
-    def place(self, config: CoreConfig, columns: int, address: int) -> Tensor:
+    def place(self, config: CoreConfig, columns: int, address: int, strips: int = 1) -> Tensor:
         """Lays the tensor out at an address."""
         return Tensor.of(config, self.channels, columns, height=self.height, width=self.width,
-                         pads=self.pads, address=address, raw=self.raw)
+                         pads=self.pads, address=address, raw=self.raw, strips=strips)
 
 
 def _written(layer: LinearLayer | ConvLayer) -> TensorShape:
@@ -139,6 +139,21 @@ class Segment:
             shapes[use.target] = _written(use.layer)
             makers[use.target] = use.linear.name
         return shapes
+
+    def strips(self, columns: int, config: CoreConfig) -> int:
+        """Into how many strips each sample's maps are cut, so that few samples use all lanes.
+
+        As many as make the least work, each group of lanes being as much as a strip is high.
+        """
+        choices, strips = [1], 2
+        while config.shifts and strips <= config.lanes and self._can_be_cut(strips):
+            choices.append(strips)
+            strips *= 2
+        return min(choices, key=lambda n: (ceil_div(columns * n, config.lanes) / n, n))
+
+    def _can_be_cut(self, strips: int) -> bool:
+        return all(isinstance(use.layer, ConvLayer) and use.layer.geometry.cut(strips) is not None
+                   for use in self.uses)
 
     def _check_source(self, use: Use, have: TensorShape, want: TensorShape, maker: str) -> None:
         name = use.linear.name

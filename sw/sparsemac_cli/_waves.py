@@ -104,8 +104,7 @@ def _in_run(log: JobLog, numbers: list[int], layer: Layer, place: tuple[int, int
         index = (place[0], column) if array.ndim == 2 else (*place, column)
         if array[index] != got:
             return None
-        size = tensor.dtype.itemsize
-        address = tensor.word_address(column // tensor.lanes, *place) + column % tensor.lanes * size
+        address = tensor.element_address(*place, column)
         return Culprit(number, address, array[index].astype(tensor.dtype).tobytes())
     return None
 

@@ -13,6 +13,7 @@ from sparsemac.commands import (
     Exec,
     Load,
     OutputMode,
+    Shift,
     StreamFormat,
     decode,
 )
@@ -52,13 +53,15 @@ def expected_fault(config, raw, loads, execs):
         return FaultCode.DESC
     beat = config.bus_bytes
     if isinstance(command, Load):
+        if command.shift and (not config.shifts or command.strips > config.lanes):
+            return FaultCode.DESC
         align = (
-            command.address % beat or command.stride % beat
+            command.address % beat or command.stride % beat or command.gap % config.line_words
             or command.destination % config.line_words or command.line_beats % config.word_beats
         )
         zero = not (command.line_beats and command.lines)
         size = (
-            command.destination >= config.act_depth
+            command.destination >= config.act_depth or command.gap >= config.act_depth
             or command.line_beats > 65535 or command.lines > 65535
         )
     else:
@@ -83,6 +86,10 @@ def random_load(rng, config, execs):
         line_beats=rng.randint(1, 65535 // config.word_beats) * config.word_beats,
         lines=rng.randint(1, 65535),
         stride=rng.randrange(2**20) * config.bus_bytes,
+        gap=rng.randrange(config.act_depth // config.line_words) * config.line_words,
+        shift=rng.choice(list(Shift)) if config.shifts else Shift.NONE,
+        strips=1 << rng.randint(0, config.lanes.bit_length() - 1),
+        fill=rng.randint(-128, 127),
         wait=rng.randint(0, execs),
     )
 
@@ -133,7 +140,9 @@ def payload_fields(command, payload):
     """(field, handed on, in the command) of all fields."""
     handed, pairs = payload.command, [("wait", payload.wait, command.wait)]
     if isinstance(command, Load):
-        names = ["address", "destination", "line_beats", "lines", "stride"]
+        names = ["address", "destination", "line_beats", "lines", "stride", "gap", "shift"]
+        pairs += [("strips", 1 << handed.strip_bits, command.strips),
+                  ("fill", handed.fill, command.fill & 0xFF)]
     else:
         names = [
             "weights", "beats", "output", "base", "limit", "positions", "width", "step",
@@ -274,6 +283,12 @@ DEFECTS = [
     ("load", {"w3": 255}, None),
     ("load", {"w4": 65535}, None),
     ("load", {"w1": 1}, None),
+    ("load", {"w7": 256}, FaultCode.SIZE),
+    ("load", {"w7": 255}, None),
+    ("load", {"w8": 3}, FaultCode.DESC),
+    ("load", {"w8": 1 | 4 << 4}, FaultCode.DESC),
+    ("load", {"w8": 2 | 3 << 4}, None),
+    ("load", {"w8": 7 << 4}, None),
     ("exec", {"w1": 2}, FaultCode.DESC),
     ("exec", {"w11": EXEC_FORM[11] | 3 << 8}, FaultCode.DESC),
     ("exec", {"w11": 9}, FaultCode.DESC),
@@ -318,6 +333,10 @@ def test_b1_b8_names_the_rule_that_a_command_breaks(kind, changes, code):
 
 @pytest.mark.parametrize(("config", "kind", "changes", "code"), [
     (BASE.replace(lanes=1), "load", {"w3": 12}, FaultCode.ALIGN),
+    (BASE.replace(lanes=1), "load", {"w7": 12}, FaultCode.ALIGN),
+    (BASE.replace(lanes=1), "load", {"w8": 1}, FaultCode.DESC),
+    (BASE.replace(lanes=32), "load", {"w8": 1}, FaultCode.DESC),
+    (BASE.replace(lanes=4), "load", {"w8": 2 | 2 << 4, "w7": 2}, None),
     (BASE.replace(lanes=32), "load", {"w4": 6}, FaultCode.ALIGN),
     (BASE.replace(lanes=32), "exec", {"w4": 0x3010}, FaultCode.ALIGN),
     (BASE.replace(psum_depth=0), "exec", {"w11": EXEC_FORM[11] | 1 << 10}, FaultCode.SIZE),

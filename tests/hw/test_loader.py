@@ -4,6 +4,7 @@ from collections import deque
 
 import pytest
 from amaranth.hdl import Module
+from sparsemac.commands import Shift
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 from sparsemac_hw.loader import Loader
@@ -22,6 +23,20 @@ def beat_at(address, bus_width):
     return random.Random(address).getrandbits(bus_width)
 
 
+def shifted(beat, config, shift, strip_bits, fill):
+    """A beat with the elements of its words a lane further."""
+    if shift == Shift.NONE:
+        return beat
+    data, strips = beat.to_bytes(config.bus_bytes, "little"), 1 << strip_bits
+    step = -1 if shift == Shift.UP else 1  # to the lane that an element comes from
+    out = bytearray()
+    for k in range(config.bus_bytes):
+        lane = k % config.lanes
+        same_sample = 0 <= lane % strips + step < strips
+        out.append(data[k + step] if same_sample else fill)
+    return int.from_bytes(out, "little")
+
+
 class Twin:
     """The buffer, line by line and beat by beat, as the definition of LOAD fills it."""
 
@@ -30,7 +45,8 @@ class Twin:
         self.writes = []
         self.reads = []
 
-    def load(self, address, destination, line_beats, lines, stride):
+    def load(self, address, destination, line_beats, lines, stride, gap=0, shift=Shift.NONE,
+             strip_bits=0, fill=0):
         """Returns the address of the line that does not fit, or None."""
         config = self.config
         word = destination
@@ -40,12 +56,13 @@ class Twin:
                 return at
             for beat in range(line_beats):
                 sub = beat % config.word_beats
-                data = beat_at(at, config.bus_width)
+                data = shifted(beat_at(at, config.bus_width), config, shift, strip_bits, fill)
                 self.writes.append((word // config.line_words, sub, data))
                 self.reads.append(at)
                 at += config.bus_bytes
                 if sub == config.word_beats - 1:
                     word += config.line_words
+            word += gap
         return None
 
 
@@ -107,12 +124,19 @@ def random_load(rng, config):
     lines = rng.randint(1, min(words, 5))
     line_words = rng.randint(1, min(words // lines, 12))
     room = config.act_depth // config.line_words - lines * line_words
+    gap = rng.choice([0, rng.randint(0, room // lines)])
+    room -= gap * (lines - 1)
+    shift = rng.choice(list(Shift)) if config.shifts else Shift.NONE
     return {
         "address": rng.randrange(512) * config.bus_bytes,
         "destination": rng.randint(0, room) * config.line_words,
         "line_beats": line_words * config.word_beats,
         "lines": lines,
         "stride": rng.choice([0, 1, 3, 100]) * config.bus_bytes,
+        "gap": gap * config.line_words,
+        "shift": shift,
+        "strip_bits": rng.randint(0, config.lanes.bit_length() - 1),
+        "fill": rng.randrange(256),
     }
 
 
@@ -178,6 +202,7 @@ def test_line_beyond_the_buffer_is_a_size_fault_before_any_of_its_beats(bus_widt
         "line_beats": line_words * config.word_beats,
         "lines": 3,
         "stride": 64,
+        "gap": (places - 1) * config.line_words,
     }
     twin = Twin(config)
     at = twin.load(**load)

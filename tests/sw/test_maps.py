@@ -85,6 +85,39 @@ def test_kinds_of_convolution(core, rng, name, geometry, outputs):
     check(core, [layer], x if geometry.height * geometry.width > 1 else x[:, 0, 0])
 
 
+@pytest.mark.parametrize("columns, strips", [(1, 4), (2, 2), (3, 4), (4, 1), (9, 4)])
+def test_strips_of_few_samples_see_their_neighbours(core, rng, columns, strips):
+    """Maps of 16 rows, then 8, on 4 lanes; halos of two rows above and below, and of one."""
+    layers = [
+        random_conv(rng, Geometry(channels=3, height=16, width=9, kernel=(5, 3), dilation=(1, 2),
+                                  padding=(2, 2, 2, 2)), 5, 0.5, name="a"),
+        random_conv(rng, Geometry(channels=5, height=16, width=9, kernel=(3, 3), stride=(2, 2),
+                                  padding=(0, 1, 1, 1)), 6, 0.5, name="b"),
+        random_conv(rng, Geometry(channels=6, height=8, width=5, kernel=(3, 1),
+                                  padding=(1, 0, 1, 0), groups=3), 3, 0.9, name="c"),
+        random_conv(rng, Geometry(channels=9, height=8, width=5, kernel=(1, 1)), 4, name="d"),
+    ]
+    result = check(core, layers, random_maps(rng, layers[0], columns))
+    assert core.config.lanes == 4 and result.program.output.strips == strips
+
+
+@pytest.mark.parametrize("geometry, strips", [
+    (Geometry(channels=2, height=16, width=3, kernel=(3, 3), padding=(1, 1, 1, 1)), 4),
+    (Geometry(channels=2, height=16, width=3, kernel=(3, 3)), 1),  # fewer rows than come in
+    (Geometry(channels=2, height=6, width=3, kernel=(3, 3), padding=(1, 1, 1, 1)), 2),
+    (Geometry(channels=2, height=4, width=3, kernel=(5, 3), padding=(2, 1, 2, 1)), 2),
+    (Geometry(channels=2, height=16, width=3, kernel=(1, 1), stride=(2, 1)), 4),
+    (Geometry(channels=2, height=1, width=16, kernel=(1, 3), padding=(0, 1, 0, 1)), 1),
+])
+def test_maps_are_cut_where_halos_are_not_higher_than_strips(rng, small_config, geometry, strips):
+    layer = random_conv(rng, geometry, 3)
+    config = replace(small_config, lanes=4, bus_width=64)
+    assert Segment.chain([layer]).strips(1, config) == strips
+    assert Segment.chain([layer]).strips(1, replace(config, bus_width=32, lanes=8)) == 1
+    with sparsemac.open("reference:", config, memory_bytes=MEMORY_BYTES) as core:
+        check(core, [layer], random_maps(rng, layer, 1))
+
+
 def test_one_place_feeds_a_padded_map(core, rng):
     first = random_conv(rng, Geometry(channels=5, height=1, width=1, kernel=(1, 1)), 6, name="a")
     second = random_conv(rng, Geometry(channels=6, height=1, width=1, kernel=(3, 3),
