@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turns linear layers into LOADs, EXECs and weight streams, and holds what they become."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -154,6 +154,22 @@ def _over_words(csr: Csr, source: Tensor, order: NDArray[np.int64] | None) -> Cs
                csr.data[sort])
 
 
+def _column_blocks(csr: Csr, tiles: Sequence[slice]) -> list[Csr]:
+    """Cuts a matrix into tiles of consecutive columns, which together are all of its columns."""
+    if len(tiles) == 1:
+        return [csr]
+    keys = csr.rows_of_entries * csr.shape[1] + csr.indices
+    edges = np.array([*(tile.start for tile in tiles), csr.shape[1]])
+    bounds = np.searchsorted(keys, np.arange(csr.shape[0])[:, None] * csr.shape[1] + edges)
+    blocks = []
+    for tile, first, last in zip(tiles, bounds.T[:-1], bounds.T[1:], strict=True):
+        indptr = np.concatenate([[0], np.cumsum(last - first)])
+        entries = np.arange(indptr[-1]) + np.repeat(first - indptr[:-1], last - first)
+        shape = csr.shape[0], tile.stop - tile.start
+        blocks.append(Csr(shape, indptr, csr.indices[entries] - tile.start, csr.data[entries]))
+    return blocks
+
+
 def interleave(rows: NDArray[np.int64], costs: NDArray[np.int64], config: CoreConfig,
                positions: int, word_cycles: float) -> NDArray[np.int64]:
     """Orders the rows of an engine, which come longest first, so that short ones hide.
@@ -230,7 +246,7 @@ class LayerCompiler:
                max(sizes) == 1)
         if key not in self.build.cache:
             selected = self.weights.take_rows(rows)
-            blocks = [selected.take(slice(None), c) for c in self.columns]
+            blocks = _column_blocks(selected, self.columns)
             self.build.cache[key] = self._pack_blocks(blocks, rows, sizes)
         first_row = int(rows[0]) if len(rows) else 0
         return [
