@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sparsemac.commands import COMMAND_BYTES, Load, Shift, decode_list
 from sparsemac.config import CoreConfig
+from sparsemac.conv import Geometry
 from sparsemac.errors import MissingDependency
 from sparsemac_cli import cosim as command
 from sparsemac_sim import cosim
-from sparsemac_sim.benches.jobs import Plan, random_config, random_job
+from sparsemac_sim.benches.jobs import Plan, make_job, random_config, random_job
 from sparsemac_sim.benches.scoreboard import Check, Scoreboard
+from support.layers import random_conv
 
 SEED = 7
 CONFIG = CoreConfig(
@@ -47,6 +50,21 @@ def test_random_jobs_registers_and_resets_match_the_golden_model(model, plan, tm
     assert sum(r.bench == "core" for r in results) == len(plan.jobs)
     assert all(r.cycles > 0 for r in results if r.bench != "axi_lite")
     assert all(r.cycles_per_second > 0 for r in results)
+
+
+def test_strips_of_a_map_see_their_neighbours(model, tmp_path):
+    rng = np.random.default_rng(SEED)
+    layer = random_conv(rng, Geometry(channels=2, height=6, width=3, kernel=(3, 3),
+                                      padding=(1, 1, 1, 1)), 3)
+    x = rng.integers(-128, 128, (2, 6, 3, 1)).astype(np.int8)
+    job = make_job([layer], x, CONFIG, seed=SEED, back_pressure=True)
+    at = job.command_address - job.memory_base
+    commands = decode_list(
+        job.before[at : at + job.command_count * COMMAND_BYTES].tobytes())
+    assert {c.shift for c in commands if isinstance(c, Load)} == set(Shift)
+    (result,) = cosim.run_plan(
+        Plan(config=CONFIG, seed=SEED, jobs=(job,)), tmp_path / "run", benches=["core"])
+    assert result.passed, result.problems
 
 
 def test_one_wrong_integer_of_the_golden_model_fails_the_bench(model, plan, tmp_path):

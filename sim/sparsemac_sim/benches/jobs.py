@@ -8,6 +8,7 @@ simulator runs in a process of its own, so both travel as files, beside a ``plan
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sparsemac.commands import OutputMode
 from sparsemac.config import CoreConfig
+from sparsemac.conv import ConvLayer, Geometry
 from sparsemac.csr import Csr, as_csr, weight_range
 from sparsemac.errors import DeviceError, UnsupportedLayer
 from sparsemac.layer import LinearLayer
@@ -122,7 +124,7 @@ def random_config(seed: int) -> CoreConfig:
 
 
 def make_job(
-    layers: Sequence[LinearLayer],
+    layers: Sequence[LinearLayer | ConvLayer],
     x: NDArray[np.int8],
     config: CoreConfig,
     *,
@@ -132,7 +134,9 @@ def make_job(
     memory_base: int = 0,
     memory_bytes: int = MEMORY_BYTES,
 ) -> Job:
-    """Compiles layers for ``x`` (inputs, columns) int8 and runs them on the golden model.
+    """Compiles layers for ``x``, int8, and runs them on the golden model.
+
+    ``x`` is (inputs, columns), or (channels, height, width, columns) of convolutions.
 
     What the job does not write is filled with random bytes, so that a read or a write in the wrong
     place shows.
@@ -143,7 +147,7 @@ def make_job(
     DeviceError         If the golden model refuses what the compiler made.
     """
     program = compile_network(
-        layers, x.shape[1], config, memory_base=memory_base, memory_bytes=memory_bytes)
+        layers, x.shape[-1], config, memory_base=memory_base, memory_bytes=memory_bytes)
     before = np.random.default_rng([seed, 2]).integers(0, 256, memory_bytes, np.uint8)
 
     def put(address: int, data: bytes) -> None:
@@ -151,7 +155,10 @@ def make_job(
         before[start : start + len(data)] = np.frombuffer(data, np.uint8)
 
     put(program.image_address, program.image)
-    put(program.input.address, program.input.to_memory(x).tobytes())
+    for address, data in program.fills:
+        put(address, data)
+    values = program.input.to_memory(x, program.input_padding[0])
+    put(program.input.address, values.tobytes())
     machine = Machine(config, before.copy(), memory_base, _windows(program.areas))
     fault = machine.run(program.image_address, program.command_count)
     if fault is not None:
@@ -170,13 +177,18 @@ def _windows(areas: Sequence[Area]) -> list[Window]:
 
 
 def random_job(config: CoreConfig, seed: int, number: int) -> Job:
-    """Returns job ``number`` of a seed: one to three layers of random sparse matrices."""
+    """Returns job ``number`` of a seed: some layers of random sparse matrices, or convolutions."""
     rng = np.random.default_rng([seed, 1, number])
     base = int(rng.integers(0, 1 << 12)) * MEMORY_BYTES
     for _ in range(_ATTEMPTS):
-        layers = _random_layers(rng, config)
         columns = int(rng.integers(1, 2 * config.lanes + 3))
-        x = rng.integers(-128, 128, (layers[0].inputs, columns)).astype(np.int8)
+        if rng.random() < 0.25:
+            layers, shape = _random_convolutions(rng)
+            columns = int(rng.choice([1, 2, columns]))
+        else:
+            layers = _random_layers(rng, config)
+            shape = (layers[0].inputs,)
+        x = rng.integers(-128, 128, (*shape, columns)).astype(np.int8)
         if rng.random() < 0.25:
             x[:] = rng.choice([-128, 127], x.shape)
         try:
@@ -195,12 +207,15 @@ def _is_small(program: Program, config: CoreConfig) -> bool:
     return program.estimated_cycles <= _MAX_CYCLES and moved // config.bus_bytes <= _MAX_BEATS
 
 
-def _describe(layers: Sequence[LinearLayer], columns: int) -> str:
-    parts = [
-        f"{layer.outputs}x{layer.inputs} int{layer.weight_bits} {layer.mode.name.lower()} "
-        f"{layer.weights.density:.0%}"
-        for layer in layers
-    ]
+def _describe(layers: Sequence[LinearLayer | ConvLayer], columns: int) -> str:
+    parts = []
+    for layer in layers:
+        linear, on = layer, ""
+        if isinstance(layer, ConvLayer):
+            linear, g = layer.linear, layer.geometry
+            on = f" on {g.height}x{g.width}"
+        parts.append(f"{linear.outputs}x{linear.inputs} int{linear.weight_bits} "
+                     f"{linear.mode.name.lower()} {linear.weights.density:.0%}{on}")
     return ", ".join(parts) + f"; {columns} column{'s' if columns > 1 else ''}"
 
 
@@ -214,6 +229,28 @@ def _random_layers(rng: np.random.Generator, config: CoreConfig) -> list[LinearL
         _random_layer(rng, rows, columns, last=i == count - 1)
         for i, (columns, rows) in enumerate(zip(sizes, sizes[1:], strict=False))
     ]
+
+
+def _random_convolutions(
+    rng: np.random.Generator
+) -> tuple[list[LinearLayer | ConvLayer], tuple[int, int, int]]:
+    """One or two convolutions that keep the map's size, and the shape of the map.
+
+    Often its height can be cut into strips; then few columns make LOADs that shift.
+    """
+    count = int(rng.choice([1, 2]))
+    channels = [int(n) for n in rng.integers(1, 5, count + 1)]
+    height, width = int(rng.choice([4, 6, 8])), int(rng.integers(1, 6))
+    layers: list[LinearLayer | ConvLayer] = []
+    for i, (inputs, outputs) in enumerate(pairwise(channels)):
+        kernel = (int(rng.choice([1, 3, 3])), int(rng.choice([1, 3])))
+        pad = (kernel[0] // 2, kernel[1] // 2)
+        geometry = Geometry(channels=inputs, height=height, width=width, kernel=kernel,
+                            padding=(*pad, *pad))
+        linear = _random_layer(rng, outputs, geometry.patch, last=i == count - 1)
+        linear = replace(linear, input_zero_point=int(rng.integers(-128, 128)))
+        layers.append(ConvLayer(linear=linear, geometry=geometry))
+    return layers, (channels[0], height, width)
 
 
 def _random_layer(rng: np.random.Generator, rows: int, columns: int, *, last: bool) -> LinearLayer:
