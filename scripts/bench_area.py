@@ -2,7 +2,7 @@
 """Measures area and clock of cores on an ECP5-85F (speed grade 6), out of context.
 
     python scripts/bench_area.py [ENGINESxLANES ...] [--set NAME=VALUE ...] [--seeds N] [--readme]
-    python scripts/bench_area.py --fit
+    python scripts/bench_area.py --fit [--readme]
 
 A cell counts in LUT4-equivalents: 1 for a LUT4, 2 for a CCU2C (two bits of a carry chain), 4 for
 a TRELLIS_DPR16X4 (16 words of 4 bits). The total is that of the flat core. ``--modules`` keeps the
@@ -12,8 +12,8 @@ into README.md.
 
 ``--fit`` renews the area model, `sparsemac_boards.area`: it synthesizes and packs the cores of
 `PLAN` whose Verilog has changed since they were measured, fits the coefficients by least squares of
-relative errors, none of them negative, and says how far the model is off. It goes on where it was
-interrupted.
+relative errors, none of them negative, and says how far the model is off; exit code 1 if counts
+that must be equal are not. It goes on where it was interrupted.
 
 Figures go to stdout, as Markdown or with ``--json``; progress goes to stderr.
 """
@@ -57,9 +57,6 @@ SETTINGS = {"act_depth": 2048}
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASUREMENTS = ROOT / "boards" / "sparsemac_boards" / area.MEASUREMENTS
-
-#: Lines between which ``--readme`` puts the table.
-MARKS = "<!-- bench_area.py -->", "<!-- end of bench_area.py -->"
 
 
 @dataclass(frozen=True)
@@ -309,8 +306,8 @@ def fit(measured: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return coefficients
 
 
-def renew(tools: dict[str, str]) -> str:
-    """Measures what has changed, fits, writes the file; returns the errors as a table."""
+def renew(tools: dict[str, str]) -> None:
+    """Measures what has changed, fits and writes the file."""
     old = json.loads(MEASUREMENTS.read_text(encoding="utf-8")) if MEASUREMENTS.exists() else {}
     known = {m["verilog_crc"]: m for m in old.get("measurements", [])}
     measured = []
@@ -321,7 +318,6 @@ def renew(tools: dict[str, str]) -> str:
                 if m["verilog_crc"] not in {n["verilog_crc"] for n in measured}]
         write({**old, "measurements": [*measured, *kept]})
     write({"coefficients": fit(measured), "measurements": measured})
-    return errors()
 
 
 def write(content: dict[str, Any]) -> None:
@@ -335,33 +331,39 @@ def write(content: dict[str, Any]) -> None:
     MEASUREMENTS.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8")
 
 
-def errors() -> str:
-    """Returns measured and predicted counts of all measurements as a table."""
+def compare() -> tuple[str, bool]:
+    """Returns measured and predicted counts as a table, and whether the exact ones are equal."""
     area.forget()
-    rows = []
+    rows, equal = [], True
     for m in area.measurements():
         config, cells = m["config"], m["cells"]
-        predicted = area.predict_area(config, m["soc_memory_bytes"])
+        found = area.predict_area(config, m["soc_memory_bytes"])
+        exact = {"MULT18X18D": found.multipliers, "DP16KD": found.block_rams,
+                 "TRELLIS_DPR16X4": found.slices}
+        for cell, count in exact.items():
+            if count != cells[cell]:
+                equal = False
+                log.error("%s: %d %s predicted, %d made", config, count, cell, cells[cell])
+        around = " with a board's system" if m["soc_memory_bytes"] else ""
         rows.append([
-            f"{config.engines}x{config.lanes}", config.bus_width,
-            "soc" if m["soc_memory_bytes"] else "", "held out" if m["held_out"] else "",
-            cells["TRELLIS_COMB"], f"{predicted.luts / cells['TRELLIS_COMB'] - 1:+.1%}",
-            cells["TRELLIS_FF"], f"{predicted.flip_flops / cells['TRELLIS_FF'] - 1:+.1%}",
-            predicted.multipliers - cells["MULT18X18D"], predicted.block_rams - cells["DP16KD"],
-            predicted.slices - cells["TRELLIS_DPR16X4"],
+            f"{config.engines} x {config.lanes}{around}", config.bus_width,
+            "no" if m["held_out"] else "yes", equivalents(Counter(cells)),
+            cells["TRELLIS_COMB"], f"{found.luts / cells['TRELLIS_COMB'] - 1:+.1%}",
+            cells["TRELLIS_FF"], f"{found.flip_flops / cells['TRELLIS_FF'] - 1:+.1%}",
+            cells["MULT18X18D"], cells["DP16KD"],
         ])
-    return table(["core", "bus", "", "", "LUTs", "error", "FFs", "error", "MULT18X18D off",
-                  "DP16KD off", "DPR16X4 off"], rows)
+    return table(["core", "bus", "fitted to", "LUT4-eq", "LUTs", "predicted", "flip-flops",
+                  "predicted", "MULT18X18D", "DP16KD"], rows), equal
 
 
-def write_readme(text: str) -> None:
-    """Puts the table between its marks in README.md."""
+def write_readme(text: str, name: str) -> None:
+    """Puts a table between its marks in README.md."""
+    first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
     path = ROOT / "README.md"
-    readme = path.read_text(encoding="utf-8")
-    before, first, rest = readme.partition(MARKS[0])
-    _, last, after = rest.partition(MARKS[1])
-    if not first or not last:
-        raise ValueError(f"README.md must have the lines {MARKS[0]!r} and {MARKS[1]!r}")
+    before, found, rest = path.read_text(encoding="utf-8").partition(first)
+    _, end, after = rest.partition(last)
+    if not found or not end:
+        raise ValueError(f"README.md must have the lines {first!r} and {last!r}")
     path.write_text(f"{before}{first}\n{text}\n{last}{after}", encoding="utf-8")
 
 
@@ -382,11 +384,15 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     tools = find_tools()
     if options.fit:
-        print(renew(tools))
-        return 0
+        renew(tools)
+        text, equal = compare()
+        if options.readme:
+            write_readme(text, "bench_area.py --fit")
+        print(text)
+        return 0 if equal else 1
     results = [measure(shape, options, tools) for shape in options.shapes]
     if options.readme:
-        write_readme(markdown(results))
+        write_readme(markdown(results), "bench_area.py")
     print(json.dumps(results, indent=2) if options.json else markdown(results))
     return 0
 

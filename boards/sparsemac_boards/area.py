@@ -128,9 +128,10 @@ class MemoryShape:
         return SLICE_COST * cells + MUX_COST * muxes, cells, muxes
 
 
-def _queue(width: int, depth: int, count: int = 1) -> MemoryShape:
+def _queue(width: int, depth: int, count: int = 1, block: bool = False) -> MemoryShape:
     """The memory of a `sparsemac_hw.streams.Queue`."""
-    return MemoryShape(width, depth, "slice" if depth <= DISTRIBUTED_DEPTH else "block", count)
+    block = block or depth > DISTRIBUTED_DEPTH
+    return MemoryShape(width, depth, "block" if block else "slice", count)
 
 
 def engine_memories(config: CoreConfig) -> Iterator[MemoryShape]:

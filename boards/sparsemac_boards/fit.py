@@ -18,6 +18,7 @@ from .registry import Board
 __all__ = [
     "FILL",
     "GROWTH",
+    "LANES",
     "ROOMY",
     "DoesNotFit",
     "Fit",
@@ -53,6 +54,7 @@ ROOMY = {"bus_width": 64, "act_depth": 512, "psum_depth": 512, "entry_depth": 51
          "burst_beats": 16, "fifo_depth": 16}
 LEAST = {"bus_width": 32, "act_depth": 64, "psum_depth": 0, "entry_depth": 16, "acc_width": 16,
          "burst_beats": 1, "fifo_depth": 4, "windows": 1, "counters": False}
+
 
 class DoesNotFit(ValueError):
     """No configuration fits the board; the message names the limit and by how much it is missed."""

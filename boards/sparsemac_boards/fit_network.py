@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from sparsemac.config import CoreConfig
 from sparsemac.conv import ConvLayer
 from sparsemac.cycles import predict_cycles
-from sparsemac.graph import Graph
-from sparsemac.partition import columns_of
+from sparsemac.graph import Graph, Layer
+from sparsemac.partition import DeviceStage, columns_of, partition
 from sparsemac.precompile import Compiled, compile_graph, samples_of
 from sparsemac.tiling import EXEC_OVERHEAD_CYCLES
 
-from .fit import FILL, GROWTH, ROOMY, Fit, Search, grown, largest
+from .fit import FILL, GROWTH, LANES, ROOMY, Fit, Search, grown, largest
 from .registry import Board
 
 __all__ = ["TRIES", "NetworkFit", "fastest"]
@@ -67,7 +67,10 @@ class NetworkFit(Fit):
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What one layer asks of a core: samples, and entries and rows at each position of its map."""
+    """What one layer asks of a core: samples, and entries and rows at each position of its map.
+
+    ``strips`` is how many of them a sample's map can be cut into, a lane for each.
+    """
 
     columns: int
     height: int
@@ -76,10 +79,11 @@ class _Work:
     rows: int
     longest: int
     input_words: int
+    strips: int
 
     def least_cycles(self, config: CoreConfig) -> float:
         """What the entries take if every lane has work; no core is faster."""
-        together = min(config.lanes, self.columns * (self.height if shifts(config) else 1))
+        together = min(config.lanes, self.columns * (self.height if config.shifts else 1))
         return self.columns * self.height * self.width * self.entries / config.engines / together
 
     def cycles(self, config: CoreConfig) -> float:
@@ -88,8 +92,8 @@ class _Work:
         Infinite if a row is too long to be replayed, and no tile of it fits.
         """
         strips = 1
-        while shifts(config) and strips < config.lanes and self.height % (2 * strips) == 0:
-            strips *= 2
+        if config.shifts and self.columns < config.lanes:
+            strips = min(self.strips, config.lanes)
         groups = math.ceil(self.columns * strips / config.lanes)
         positions = self.height * self.width // strips
         words = math.ceil(self.input_words / strips)
@@ -107,30 +111,39 @@ class _Work:
         return max(busy, traffic) + groups * tiles * EXEC_OVERHEAD_CYCLES
 
 
-def shifts(config: CoreConfig) -> bool:
-    """Whether strips of one sample's map can take a lane each."""
-    return 1 < config.lanes <= config.bus_bytes
+def _strips_of(stage: DeviceStage) -> int:
+    """Into how many strips the maps of a stage can be cut: those of all its layers, or none."""
+    strips = 1
+    layers = [node.layer for node in stage.nodes]
+    while 2 * strips <= LANES[-1] and all(
+            isinstance(layer, ConvLayer) and layer.geometry.cut(2 * strips) is not None
+            for layer in layers):
+        strips *= 2
+    return strips
 
 
 def _work_of(graph: Graph, batch: int) -> list[_Work]:
     times = batch // samples_of(graph) if graph.batchable else 1
     works = []
-    for node in graph.nodes:
-        layer = node.layer
-        if layer is None:
-            continue
-        columns = (columns_of(graph, node) or 1) * times
-        if isinstance(layer, ConvLayer):
-            g = layer.geometry
-            csr, height, width = layer.expanded.without_zeros(), g.out_height, g.out_width
-            words = g.channels * g.height * g.width
-        else:
-            csr, height, width = layer.weights.without_zeros(), 1, 1
-            words = layer.weights.shape[1]
-        longest = int((csr.indptr[1:] - csr.indptr[:-1]).max()) if csr.shape[0] else 0
-        works.append(_Work(max(columns, 1), height, width, csr.nnz, max(csr.shape[0], 1), longest,
-                           words))
+    for stage in partition(graph):
+        if isinstance(stage, DeviceStage):
+            strips = _strips_of(stage)
+            works += [_work(node.layer, (columns_of(graph, node) or 1) * times, strips)
+                      for node in stage.nodes if node.layer is not None]
     return works
+
+
+def _work(layer: Layer, columns: int, strips: int) -> _Work:
+    if isinstance(layer, ConvLayer):
+        g = layer.geometry
+        csr, height, width = layer.expanded.without_zeros(), g.out_height, g.out_width
+        words = g.channels * g.height * g.width
+    else:
+        csr, height, width = layer.weights.without_zeros(), 1, 1
+        words = layer.weights.shape[1]
+    longest = int((csr.indptr[1:] - csr.indptr[:-1]).max()) if csr.shape[0] else 0
+    return _Work(max(columns, 1), height, width, csr.nnz, max(csr.shape[0], 1), longest, words,
+                 strips)
 
 
 def _candidates(search: Search, most_lanes: int) -> Iterator[CoreConfig]:
@@ -170,7 +183,7 @@ def fastest(board: Board, graph: Graph, batch: int, fill: int = FILL, *,
     if not works:
         raise ValueError(f"network must have a layer that a core runs, {graph.name} has none")
     candidates = dict.fromkeys(
-        _candidates(search, max(work.columns * work.height for work in works)))
+        _candidates(search, max(work.columns * work.strips for work in works)))
     if not candidates:  # what is left is tight, or nothing
         candidates = {largest(board, fill).config: None}
 
