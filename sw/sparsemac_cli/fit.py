@@ -8,13 +8,14 @@ from typing import Any
 
 from sparsemac._checks import need
 from sparsemac.config import CoreConfig
+from sparsemac.precompile import samples_of
 
 from ._network import batch_of, counted, load_network
 from ._report import DOES_NOT_FIT, OK, Progress, add_json_argument, write_json
 
 __all__ = ["add_parser", "config_toml"]
 
-#: Share of LUTs and flip-flops that may be used [%].
+#: As `sparsemac_boards.fit.FILL`, which may not be installed.
 FILL = 85
 
 
@@ -36,8 +37,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument(
         "--weight-bits", type=int, choices=(4, 8), help="of a matrix (default: 8)")
     parser.add_argument(
-        "--batch", type=int, metavar="N", default=1,
-        help="samples of the network that run at a time (default: %(default)s)")
+        "--batch", type=int, metavar="N",
+        help="samples of the network that run at a time (default: as many as it was made for)")
     parser.add_argument(
         "--fill", type=int, metavar="PERCENT", default=FILL,
         help="share of LUTs and flip-flops that may be used, for a full device cannot be routed "
@@ -66,6 +67,9 @@ def run(args: argparse.Namespace) -> int:
     board = boards[args.board]
     if args.output is not None and not args.output.parent.is_dir():
         raise ValueError(f"folder of the output file must be there: {args.output.parent}")
+    for option in ("batch", "weight_bits"):
+        if args.model is None and getattr(args, option) is not None:
+            raise ValueError(f"--{option.replace('_', '-')} must go with --network")
     try:
         found = _for_network(args, board) if args.model else fit.largest(board, args.fill)
     except fit.DoesNotFit as error:
@@ -89,7 +93,7 @@ def _for_network(args: argparse.Namespace, board: Any) -> Any:
     progress = Progress(2)
     with progress.stage(f"read {args.model.name}"):
         graph, _ = load_network(args)
-    batch = batch_of(args.batch, graph, board.config)
+    batch = batch_of(samples_of(graph) if args.batch is None else args.batch, graph, board.config)
 
     def tell(text: str) -> None:
         print(f"      {text}", file=sys.stderr, flush=True)

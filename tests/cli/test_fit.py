@@ -65,6 +65,7 @@ def test_nothing_fits(capsys):
     (["--board", "de10"], "board must be one of ulx3s-85f, not 'de10'"),
     (["--fill", "0"], "fill must be 1 to 100, not 0"),
     (["-o", "no/such/folder/core.toml"], "folder of the output file must be there"),
+    (["--batch", "4"], "--batch must go with --network"),
     (["--network", "no-such-file.tflite"], "no-such-file.tflite"),
 ])
 def test_bad_arguments_are_named(more, message, capsys):
