@@ -21,7 +21,8 @@ _NEXT = re.compile(
     rf"  always @\* begin\n    if \(\S+ \) begin end\n(    ({_ANONYMOUS}) = .*?\n)  end\n",
     re.DOTALL)
 _CONCATENATION = re.compile(r"\{ ([^{}]+) \}")
-_MASKED = re.compile(r"= (\S+ ?(?: ?\[[\d:]+\])?) & \{ \{(\d+)\{([^{}]+)\}\} \};")
+_MASKED = re.compile(r"= (\S+ ?) & \{ \{(\d+)\{([^{}]+)\}\} \};")
+_WIRE = re.compile(r"^  (?:wire|reg) (?:\[(\d+):0\] )?(\S+ ?);", re.MULTILINE)
 
 
 def with_random_power_up(verilog: str) -> str:
@@ -39,8 +40,8 @@ def fast_verilog(verilog: str) -> str:
     costs a branch instead of two copies. A bit that is repeated is a replication, and a mask of
     one repeated bit a condition: Verilator would compute both bit by bit.
     """
-    folded = _MODULE.sub(lambda module: _with_folded_registers(module[0]), verilog)
-    return _MASKED.sub(r"= \3 ? \1 : \2'd0;", _CONCATENATION.sub(_with_replications, folded))
+    shorter = _CONCATENATION.sub(_with_replications, verilog)
+    return _MODULE.sub(lambda module: _with_conditions(_with_folded_registers(module[0])), shorter)
 
 
 def _with_folded_registers(module: str) -> str:
@@ -81,6 +82,18 @@ def _with_replications(match: re.Match[str]) -> str:
             runs.append((part, 1))
     parts = [f"{{{n}{{{part}}}}}" if n > 2 else ", ".join([part] * n) for part, n in runs]
     return "{ " + ", ".join(parts) + " }"
+
+
+def _with_conditions(module: str) -> str:
+    """Writes a signal and a repeated bit that is as wide as a choice of the signal or zero."""
+    widths = {name: int(high or 0) + 1 for high, name in _WIRE.findall(module)}
+
+    def choose(match: re.Match[str]) -> str:
+        name, width, bit = match.groups()
+        same = widths.get(name) == int(width)
+        return f"= {bit} ? {name} : {width}'d0;" if same else match[0]
+
+    return _MASKED.sub(choose, module)
 
 
 def shared_modules(verilog: str) -> str:
