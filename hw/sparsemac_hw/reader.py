@@ -143,7 +143,7 @@ class Reader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
         m = Module()
-        tracking = Queue(self._track_layout, self.BURSTS_UNDER_WAY)
+        tracking = Queue(self._track_layout, self.BURSTS_UNDER_WAY, block=True)
         m.submodules.tracking = ResetInserter(self.clear)(tracking)
         self._arbitrate(m, tracking.i)
         self._check(m, tracking.o)

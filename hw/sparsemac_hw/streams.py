@@ -90,17 +90,18 @@ class Queue(wiring.Component):
     """First-in, first-out buffer of a stream.
 
     Up to `DISTRIBUTED_DEPTH` words stand in a memory that is read without a clock (distributed
-    memory); deeper queues use a clocked read (block memory), whose output register holds the
-    oldest word. Neither has a path from ``o.ready`` to ``i.ready`` or from ``i.valid`` to
-    ``o.valid``. To empty a queue at once, wrap it in `ResetInserter`.
+    memory); deeper queues, and any with ``block``, use a clocked read (block memory), whose output
+    register holds the oldest word. Neither has a path from ``o.ready`` to ``i.ready`` or from
+    ``i.valid`` to ``o.valid``. To empty a queue at once, wrap it in `ResetInserter`.
 
-    Latency: `latency_cycles` from the transfer on ``i`` to ``o.valid``: 1, or 2 if deep.
+    Latency: `latency_cycles` from the transfer on ``i`` to ``o.valid``: 1, or 2 in block memory.
     Throughput: one word per cycle; one in two cycles if ``depth`` is 1.
 
     Parameters
     ----------
     shape : ShapeLike     Payload of both streams.
     depth : int           Words that it holds, 1 to 65536.
+    block : bool          Use block memory at any depth: for wide words that can take their time.
 
     Members
     -------
@@ -117,9 +118,10 @@ class Queue(wiring.Component):
     o: stream.Interface
     level: Signal
 
-    def __init__(self, shape: Any, depth: int) -> None:
+    def __init__(self, shape: Any, depth: int, block: bool = False) -> None:
         self._shape = shape
         self._depth = as_int_in("depth", depth, 1, 65536)
+        self._block = block or self._depth > DISTRIBUTED_DEPTH
         super().__init__({
             "i": In(stream.Signature(shape)),
             "o": Out(stream.Signature(shape)),
@@ -134,16 +136,15 @@ class Queue(wiring.Component):
     @property
     def latency_cycles(self) -> int:
         """Cycles from a transfer on ``i`` to the word on ``o``."""
-        return 1 if self._depth <= DISTRIBUTED_DEPTH else 2
+        return 2 if self._block else 1
 
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
         m = Module()
         # Left to itself, yosys makes distributed memory of some hundred words, too.
-        deep = self._depth > DISTRIBUTED_DEPTH
         m.submodules.memory = memory = Memory(
             shape=self._shape, depth=self._depth, init=[],
-            attrs={"ram_style": "block"} if deep else {},
+            attrs={"ram_style": "block"} if self._block else {},
         )
         write = memory.write_port()
         put = Signal()
@@ -159,7 +160,7 @@ class Queue(wiring.Component):
         step = Cat(put ^ take, (take & ~put).replicate(len(self.level) - 1))
         m.d.sync += self.level.eq(self.level + step)
         self._step(m, write.addr, put)
-        if not deep:
+        if not self._block:
             read = memory.read_port(domain="comb")
             m.d.comb += [self.o.valid.eq(self.level != 0), self.o.payload.eq(read.data)]
             self._step(m, read.addr, take)

@@ -163,7 +163,7 @@ class Writer(wiring.Component):
         )
         # Addresses of bursts that await their response, for the fault record.
         m.submodules.awaited = self._awaited = reset(
-            Queue(32 - self._beat_bits, self.MAX_OUTSTANDING)
+            Queue(32 - self._beat_bits, self.MAX_OUTSTANDING, block=True)
         )
         for e in range(self._config.engines):
             wiring.connect(m, wiring.flipped(self.i[e]), merger.i[e])
