@@ -93,19 +93,21 @@ class MacLanes(wiring.Component):
         m = Module()
         # Sums are forgotten in the way they end, so that no lane needs a reset for them.
         ends = self.i_end & self.i_valid
-        stage = {"valid": self.i_valid, "addr": self.i_addr, "weight": self.i_weight,
-                 "leaves": ends, "restarts": ends | self.i_flush, "last": self.i_last}
+        # What clears a register travels as the clear itself: no lane has a LUT to invert it.
+        stage = {"valid": self.i_valid, "absent": ~self.i_valid, "addr": self.i_addr,
+                 "weight": self.i_weight, "stays": ~ends, "restarts": ends | self.i_flush,
+                 "last": self.i_last}
         lanes = []
         for v in range(self._config.lanes):
             lanes.append(self._lane(m, v, stage))
             stage = self._delay(m, v, stage)
         group = self._config.shortest_row_cycles
         for b in range(self._config.sum_buses):
-            shadows, valids, lasts = zip(*lanes[b * group : (b + 1) * group], strict=True)
+            shadows, stays, lasts = zip(*lanes[b * group : (b + 1) * group], strict=True)
             sums = Signal(signed(partial_width(self._config)), name=f"sums_{b}")
-            m.d.sync += [sums.eq(reduce(or_, shadows)), self.o_valid[b].eq(Cat(valids).any())]
+            m.d.sync += [sums.eq(reduce(or_, shadows)), self.o_valid[b].eq(~Cat(stays).all())]
             # The sums of a chunk follow one another: what the first lane knows holds for all.
-            with m.If(valids[0]):
+            with m.If(~stays[0]):
                 m.d.sync += self.o_last[b].eq(lasts[0])
             m.d.comb += self.o_acc[b].eq(sums)
         return m
@@ -115,12 +117,13 @@ class MacLanes(wiring.Component):
         later = {}
         for name, signal in stage.items():
             later[name] = Signal(Value.cast(signal).shape(), name=f"{name}_{v + 1}",
-                                 reset_less=name not in ("valid", "leaves"))
+                                 init=name == "stays",
+                                 reset_less=name not in ("valid", "stays"))
             m.d.sync += later[name].eq(signal)
         return later
 
     def _lane(self, m: Module, v: int, stage: dict[str, Any]) -> tuple[Signal, Signal, Signal]:
-        """Returns the sum (0 if there is none), whether there is one, and whether it is last."""
+        """Returns the sum (0 if there is none), whether there is none, and whether it is last."""
         config = self._config
         width = partial_width(config)
         words = config.line_words
@@ -144,7 +147,7 @@ class MacLanes(wiring.Component):
             ]
         m.d.comb += read.en.eq(stage["valid"])
 
-        valid = self._after(m, f"valid_read_{v}", stage["valid"])
+        absent = self._after(m, f"absent_read_{v}", stage["absent"])
         weight_read = self._after(m, f"weight_read_{v}", stage["weight"])
         weight = Signal(signed(8), name=f"weight_now_{v}", reset_less=True)
         product = Signal(signed(16), name=f"product_{v}", reset_less=True)
@@ -156,25 +159,25 @@ class MacLanes(wiring.Component):
             weight.eq(weight_read), product.eq(activation * weight),
             acc.eq(total), shadow.eq(total),
         ]
-        leaves, restarts, last = stage["leaves"], stage["restarts"], stage["last"]
+        stays, restarts, last = stage["stays"], stage["restarts"], stage["last"]
         for k in range(1, 4):
-            leaves = self._after(m, f"leaves_{k}_{v}", leaves, reset_less=False)
+            stays = self._after(m, f"stays_{k}_{v}", stays, init=1)
             restarts = self._after(m, f"restarts_{k}_{v}", restarts)
             last = self._after(m, f"last_{k}_{v}", last)
         # Synchronous clears, so that the flip-flops' own reset does them without a LUT.
-        with m.If(~valid):
+        with m.If(absent):
             m.d.sync += weight.eq(0)
         with m.If(restarts):
             m.d.sync += acc.eq(0)
-        with m.If(~leaves):
+        with m.If(stays):
             m.d.sync += shadow.eq(0)
-        done = self._after(m, f"done_{v}", leaves, reset_less=False)
-        return shadow, done, self._after(m, f"last_4_{v}", last)
+        stays = self._after(m, f"stays_4_{v}", stays, init=1)
+        return shadow, stays, self._after(m, f"last_4_{v}", last)
 
     @staticmethod
-    def _after(m: Module, name: str, value: Value, reset_less: bool = True) -> Signal:
-        """The value one cycle later."""
-        later = Signal(value.shape(), name=name, reset_less=reset_less)
+    def _after(m: Module, name: str, value: Value, init: int | None = None) -> Signal:
+        """The value one cycle later; it has a reset if ``init`` is given."""
+        later = Signal(value.shape(), name=name, init=init or 0, reset_less=init is None)
         m.d.sync += later.eq(value)
         return later
 
