@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the sums of chunks to those of rows, in one sequence, lane 0 first."""
 
-from amaranth.hdl import Array, Module, Signal, signed
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Array, Cat, Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
+from sparsemac._checks import as_power_of_two
 from sparsemac.config import CoreConfig
 
 from .layouts import index_shape, partial_width
-from .streams import Queue
 
 __all__ = ["RowSum", "SumQueue"]
 
@@ -54,7 +57,8 @@ class RowSum(wiring.Component):
         """Returns the gateware."""
         m = Module()
         group, width = self._config.shortest_row_cycles, self._config.acc_width
-        m.submodules.kept = kept = Memory(shape=signed(width), depth=max(2, group), init=[])
+        m.submodules.kept = kept = Memory(
+            shape=signed(width), depth=max(2, group), init=[], attrs={"ram_style": "block"})
         read, write = kept.read_port(domain="comb"), kept.write_port()
         lane = Signal(index_shape(group))
         is_first = Signal(init=1)  # the chunk is its row's first
@@ -91,12 +95,12 @@ class SumQueue(wiring.Component):
     thus costs no more than a group's worth of cycles, as long as longer rows give the one result
     per cycle behind this queue time to catch up.
 
-    Latency: that of its queues, none with a single bus. Throughput: one sum per cycle.
+    Latency: 2 cycles, none with a single bus. Throughput: one sum per cycle.
 
     Parameters
     ----------
     config : CoreConfig
-    words : int      Rows of sums that may be under way; room for all of them is here.
+    words : int      Rows of sums that may be under way; room for all of them is here. Power of two.
 
     Members
     -------
@@ -111,7 +115,7 @@ class SumQueue(wiring.Component):
 
     def __init__(self, config: CoreConfig, words: int) -> None:
         self._config = config
-        self._words = words
+        self._words = as_power_of_two("words", words, 1, 1024)
         super().__init__({
             "i_valid": In(1).array(config.sum_buses),
             "i_acc": In(signed(config.acc_width)).array(config.sum_buses),
@@ -127,22 +131,42 @@ class SumQueue(wiring.Component):
         if buses == 1:
             m.d.comb += [self.o_valid.eq(self.i_valid[0]), self.o_acc.eq(self.i_acc[0])]
             return m
+        # All buses number their sums alike, and the reader goes through them in the same order: one
+        # read address serves all memories, and beside it only who may be read must be known.
         group = config.lanes // buses
-        lane = Signal(range(config.lanes))
-        valids, sums = [], []
+        bits = (self._words * group - 1).bit_length()
         bus_bits = (buses - 1).bit_length()
-        bus_idx = lane[len(lane) - bus_bits:]
+        group_bits = group.bit_length() - 1
+        # The bus lies between place in the group and row, so that counting on visits all lanes.
+        read_count = Signal(bits + 1 + bus_bits)
+        bus_idx = read_count[group_bits:][:bus_bits]
+        read_ptr = Cat(read_count[:group_bits], read_count[group_bits + bus_bits :])
+        write_ptrs, words = [], []
         for b in range(buses):
-            queue = Queue(signed(config.acc_width), self._words * group)
-            m.submodules[f"bus_{b}"] = queue
+            memory = Memory(shape=signed(config.acc_width), depth=self._words * group, init=[],
+                            attrs={"ram_style": "block"})
+            m.submodules[f"bus_{b}"] = memory
+            write, read = memory.write_port(), memory.read_port(domain="comb")
+            write_ptr = Signal(bits + 1, name=f"write_ptr_{b}")
+            word = Signal(signed(config.acc_width), name=f"word_{b}", reset_less=True)
             m.d.comb += [
-                queue.i.valid.eq(self.i_valid[b]),
-                queue.i.payload.eq(self.i_acc[b]),
-                queue.o.ready.eq(bus_idx == b),
+                write.addr.eq(write_ptr[:-1]),
+                write.data.eq(self.i_acc[b]),
+                write.en.eq(self.i_valid[b]),
+                read.addr.eq(read_ptr[:-1]),
             ]
-            valids.append(queue.o.valid)
-            sums.append(queue.o.payload)
-        m.d.comb += [self.o_valid.eq(Array(valids)[bus_idx]), self.o_acc.eq(Array(sums)[bus_idx])]
-        with m.If(self.o_valid):
-            m.d.sync += lane.eq(lane + 1)
+            with m.If(self.i_valid[b]):
+                m.d.sync += write_ptr.eq(write_ptr + 1)
+            # The output register of the memory: cleared where there is nothing, to be merged by OR.
+            m.d.sync += word.eq(read.data)
+            with m.If(bus_idx != b):
+                m.d.sync += word.eq(0)
+            write_ptrs.append(write_ptr)
+            words.append(word)
+        available = Signal()
+        m.d.comb += available.eq(Array(write_ptrs)[bus_idx] != read_ptr)
+        with m.If(available):
+            m.d.sync += read_count.eq(read_count + 1)
+        m.d.sync += self.o_valid.eq(available)
+        m.d.comb += self.o_acc.eq(reduce(or_, words))
         return m
