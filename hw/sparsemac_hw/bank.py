@@ -10,7 +10,7 @@ from sparsemac.config import CoreConfig
 from sparsemac.registers import COUNTERS, Field, Register, register_map
 
 from .bus import AxiLiteSignature
-from .layouts import window_layout
+from .layouts import fault_layout, window_layout
 
 __all__ = ["RegisterBank"]
 
@@ -19,10 +19,16 @@ OKAY, SLVERR = 0b00, 0b10
 
 ADDRESS_BITS = 12
 
-#: First byte offsets of the counters and of the windows. The read multiplexer is built in these
-#: three parts, each selected by fewer address bits than the whole map has.
+#: First byte offsets of the counters and of the windows. Words of these three parts are told apart
+#: by fewer address bits than the whole map has.
 COUNTERS_BIT, WINDOWS_BIT = 7, 8
 COUNTER_NAMES = {f"{name}_{half}" for name, _ in COUNTERS for half in ("LO", "HI")}
+
+#: Fields of a word whose upper bits are always 0.
+NARROW_FIELDS = {
+    "FAULT_COMMAND": fault_layout["command"].width,
+    "FAULT_DETAIL": fault_layout["detail"].width,
+}
 
 
 def _port(register: Register, field: Field) -> str:
@@ -36,22 +42,8 @@ def _is_constant(register: Register) -> bool:
     return register.name in ("MAGIC", "VERSION", "CONFIG_HASH") or register.name.startswith("GEOM")
 
 
-def _choose(words: dict[int, Value], select: Value) -> Value:
-    """Returns the word at index ``select``; any word at an index that is not there.
-
-    A tree of two-way multiplexers: logic cells have free ones (PFUMX, L6MUX21 on ECP5), which the
-    sum of products that yosys makes of a case statement could not use.
-    """
-    if len(words) == 1:
-        return next(iter(words.values()))
-    half = 1 << (len(select) - 1)
-    low = {index: word for index, word in words.items() if index < half}
-    high = {index - half: word for index, word in words.items() if index >= half}
-    if not high:
-        return _choose(low, select[:-1])
-    if not low:
-        return _choose(high, select[:-1])
-    return Mux(select[-1], _choose(high, select[:-1]), _choose(low, select[:-1]))
+#: Words by index, each as 32 bits.
+Words = dict[int, list[Value]]
 
 
 class RegisterBank(wiring.Component):
@@ -67,7 +59,7 @@ class RegisterBank(wiring.Component):
 
     Latency: a write takes effect `WRITE_CYCLES` after both address and data were taken, and its
     response is up in the next cycle; read data are up `READ_CYCLES` after the address was taken.
-    Throughput: one write every 2 cycles, one read every 4.
+    Throughput: one write every 2 cycles, one read every 5.
 
     Parameters
     ----------
@@ -81,7 +73,7 @@ class RegisterBank(wiring.Component):
                                    REJECTED, STATUS.done and the windows have none.
     counter_stb, counter_idx : Out Strobe: read the counter at this place in
                                    `sparsemac.registers.COUNTERS`. Only if there are counters.
-    counter : In(64)               Its value, in the next cycle.
+    counter : In(64)               Its value, 2 cycles later.
     windows : Out(array of window_layout)
     locked : In(1)                 Refuse writes to registers that the map marks as locked.
     start_refused : In(1)          Refuse CTRL.start.
@@ -90,7 +82,7 @@ class RegisterBank(wiring.Component):
     """
 
     WRITE_CYCLES = 1
-    READ_CYCLES = 3
+    READ_CYCLES = 4
 
     bus: Any
     locked: Signal
@@ -136,7 +128,8 @@ class RegisterBank(wiring.Component):
                 continue
             for field in register.fields:
                 if field.access == "R":
-                    members[_port(register, field)] = In(field.width)
+                    width = NARROW_FIELDS.get(register.name, field.width)
+                    members[_port(register, field)] = In(width)
                 elif field.access == "RW":
                     port = Out(field.width, init=field.reset)  # pyright: ignore[reportCallIssue]
                     members[_port(register, field)] = port
@@ -241,51 +234,86 @@ class RegisterBank(wiring.Component):
         """Returns a strobe for each read that is refused."""
         bus = self.bus
         address = Signal(ADDRESS_BITS, reset_less=True)
-        # One bit moves through: the address is there, a word of each part is, the answer is up.
-        addressed, fetched = Signal(), Signal()
+        # One bit moves through: the address is there, the counter is looked up (other words stand
+        # in their registers), the counter is there, the answer is up.
+        addressed, looking, fetched = Signal(), Signal(), Signal()
         known = Signal()
-        m.d.comb += bus.arready.eq(~addressed & ~fetched & ~bus.rvalid)
+        m.d.comb += bus.arready.eq(~(addressed | looking | fetched | bus.rvalid))
         with m.If(bus.arready):
             m.d.sync += address.eq(bus.araddr)
-        m.d.sync += [addressed.eq(bus.arvalid & bus.arready), fetched.eq(addressed)]
+        m.d.sync += [
+            addressed.eq(bus.arvalid & bus.arready), looking.eq(addressed), fetched.eq(looking),
+        ]
         with m.Switch(address[2:]):
             with m.Case(*(register.byte_offset >> 2 for register in self._map)):
                 m.d.sync += known.eq(1)
             with m.Default():
                 m.d.sync += known.eq(0)
 
-        general, windows = self._words(done, rejected)
-        word = self._register(m, "general_word", _choose(general, address[2:COUNTERS_BIT]))
-        window = self._register(m, "window_word", _choose(windows, address[2:WINDOWS_BIT]))
-        word = Mux(address[WINDOWS_BIT], window, word)
+        in_windows = address[WINDOWS_BIT]
+        in_counters = address[COUNTERS_BIT] & ~in_windows
+        constants, general, windows = self._words(done, rejected)
+        outside = in_counters | in_windows
+        select = Cat(address[2:COUNTERS_BIT], outside)
+        word = self._constant(m, constants, select)
+        for index, bits in general.items():
+            word = word | self._shown(m, f"word_{index}", bits, select == index)
+        select = Cat(address[2:WINDOWS_BIT], ~in_windows)
+        for index, bits in windows.items():
+            word = word | self._shown(m, f"window_word_{index}", bits, select == index)
         if self._config.counters:
-            counter = self._read_counter(m, address, addressed)
-            word = Mux(address[COUNTERS_BIT] & ~address[WINDOWS_BIT], counter, word)
+            word = word | self._read_counter(m, address, addressed, fetched, in_counters)
         with m.If(fetched):
             m.d.sync += [bus.rvalid.eq(1), bus.rresp.eq(Mux(known, OKAY, SLVERR))]
-            m.d.sync += bus.rdata.eq(Mux(known, word, 0))
+            m.d.sync += bus.rdata.eq(word)
+            with m.If(~known):
+                m.d.sync += bus.rdata.eq(0)
         with m.Elif(bus.rready):
             m.d.sync += bus.rvalid.eq(0)
         return fetched & ~known
 
     @staticmethod
-    def _register(m: Module, name: str, value: Value) -> Signal:
-        """Returns a register that follows ``value``."""
+    def _shown(m: Module, name: str, bits: list[Value], selected: Value) -> Signal:
+        """Returns a register of a word, 0 if it is not selected.
+
+        The flip-flops' own reset does that, so that a multiplexer of words is no more than an OR:
+        half the LUTs.
+        """
         register = Signal(32, name=name, reset_less=True)
-        m.d.sync += register.eq(value)
+        for k, bit in enumerate(bits):
+            if not isinstance(bit, Const):
+                m.d.sync += register[k].eq(bit)
+        with m.If(~selected):
+            m.d.sync += register.eq(0)
         return register
 
-    def _words(self, done: Signal, rejected: Signal) -> tuple[dict[int, Value], dict[int, Value]]:
-        """Returns all words but the counters, by index: those below the windows, the windows."""
-        general: dict[int, Value] = {}
-        windows: dict[int, Value] = {}
+    @staticmethod
+    def _constant(m: Module, words: Words, select: Value) -> Signal:
+        """Returns a register of the constant word at ``select``, 0 if there is none."""
+        register = Signal(32, name="constant_word", reset_less=True)
+        with m.Switch(select):
+            for index, bits in words.items():
+                with m.Case(index):
+                    m.d.sync += register.eq(Cat(bits))
+            with m.Default():
+                m.d.sync += register.eq(0)
+        return register
+
+    def _words(self, done: Signal, rejected: Signal) -> tuple[Words, Words, Words]:
+        """Returns the bits of all words but the counters, by index.
+
+        Constants and others below the windows apart, then the windows.
+        """
+        constants: Words = {}
+        general: Words = {}
+        windows: Words = {}
         for register in self._map:
             if register.name in COUNTER_NAMES:
                 continue
-            bits = [Const(0, 1)] * 32
+            bits: list[Value] = [Const(0, 1)] * 32
             for field in register.fields:
                 if _is_constant(register):
-                    source: Any = Const(field.reset, field.width)
+                    source: Any = [Const(field.reset >> k & 1, 1) for k in range(field.width)]
                 elif register.name == "REJECTED":
                     source = rejected
                 elif field.access == "RW1C":
@@ -294,24 +322,24 @@ class RegisterBank(wiring.Component):
                     continue
                 else:
                     source = self._member(register, field)
-                bits[field.lsb : field.lsb + field.width] = list(source)
+                bits[field.lsb : field.lsb + len(source)] = list(source)
             index = register.byte_offset >> 2
             if register.name.startswith("WINDOW"):
-                windows[index - (1 << WINDOWS_BIT - 2)] = Cat(bits)
+                windows[index - (1 << WINDOWS_BIT - 2)] = bits
             else:
-                general[index] = Cat(bits)
-        return general, windows
+                (constants if _is_constant(register) else general)[index] = bits
+        return constants, general, windows
 
-    def _read_counter(self, m: Module, address: Signal, addressed: Signal) -> Value:
-        """Returns the half at ``address``, a cycle later; the high one is latched with the low."""
+    def _read_counter(
+        self, m: Module, address: Signal, addressed: Signal, fetched: Signal, inside: Value
+    ) -> Value:  # fmt: skip
+        """Returns the half at ``address``, 0 if none is; the high one is latched with the low."""
         latched = Signal(32)
-        latch = Signal()
-        is_counter = address[COUNTERS_BIT] & ~address[WINDOWS_BIT:].any()
+        is_low = ~address[2]
         m.d.comb += [
-            self.counter_stb.eq(addressed & is_counter & ~address[2]),
+            self.counter_stb.eq(addressed & inside & is_low),
             self.counter_idx.eq(address[3:COUNTERS_BIT]),
         ]
-        m.d.sync += latch.eq(self.counter_stb)
-        with m.If(latch):
+        with m.If(fetched & inside & is_low):
             m.d.sync += latched.eq(self.counter[32:])
-        return Mux(address[2], latched, self.counter[:32])
+        return Mux(inside, Mux(is_low, self.counter[:32], latched), 0)

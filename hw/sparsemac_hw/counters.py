@@ -25,10 +25,10 @@ class CounterBank(wiring.Component):
     """Adds up what the engines and the bus did in each cycle of a job.
 
     What happens is first added up in a few bits for each counter. In turn, one counter a cycle,
-    these go to a memory behind the only wide adder. A read takes the turn of the cycle, so what it
-    returns is complete up to the cycle before the strobe.
+    these go to a memory behind the only wide adder. A read takes the turn of the cycle behind its
+    strobe, so what it returns is complete up to the cycle before the strobe.
 
-    Latency: `READ_CYCLES` from ``r_stb`` to ``r_data``. Throughput: a read in every second cycle.
+    Latency: `READ_CYCLES` from ``r_stb`` to ``r_data``. Throughput: a read in every third cycle.
 
     Parameters
     ----------
@@ -40,11 +40,12 @@ class CounterBank(wiring.Component):
     busy : In(1)                     A job is running; nothing counts otherwise.
     <counter>_now : In               What happens in this cycle: a bit per engine, or an amount.
     r_stb, r_idx : In                Strobe: read the counter at this place in
-                                     `sparsemac.registers.COUNTERS`.
+                                     `sparsemac.registers.COUNTERS`; ``r_idx`` stays for 2 cycles
+                                     more.
     r_data : Out(64)                 Its value, for one cycle.
     """
 
-    READ_CYCLES = 1
+    READ_CYCLES = 2
 
     clear: Signal
     busy: Signal
@@ -86,9 +87,13 @@ class CounterBank(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         turn, pick, slot = Signal(SLOT_BITS), Signal(SLOT_BITS), Signal(SLOT_BITS)
-        m.d.comb += pick.eq(Mux(self.r_stb, self.r_idx, turn))
-        m.d.sync += slot.eq(pick)
-        with m.If(~self.r_stb):
+        reading, has_read = Signal(), Signal()
+        m.d.sync += [reading.eq(self.r_stb), has_read.eq(reading), slot.eq(pick)]
+        # A word is read while the one before it is written: so they must not be the same. A counter
+        # that is read in this cycle's neighbour needs no turn; it is complete by then.
+        skips = (self.r_stb | has_read) & (turn == self.r_idx)
+        m.d.comb += pick.eq(Mux(reading, self.r_idx, turn | skips.replicate(SLOT_BITS)))
+        with m.If(~reading):
             m.d.sync += turn.eq(turn + 1)
 
         pending = [self._collect(m, name, pick == k) for k, name in enumerate(self._names)]
@@ -126,20 +131,22 @@ class CounterBank(wiring.Component):
 
     def _accumulate(self, m: Module, pick: Signal, slot: Signal, moved: Signal) -> None:
         """Adds to the memory. It cannot be cleared at once: ``fresh`` words count as 0."""
-        m.submodules.memory = memory = Memory(shape=COUNTER_BITS, depth=SLOTS, init=[])
+        m.submodules.memory = memory = Memory(
+            shape=COUNTER_BITS, depth=SLOTS, init=[], attrs={"ram_style": "block"})
         read, write = memory.read_port(domain="comb"), memory.write_port()
         fresh = Signal(SLOTS, init=(1 << SLOTS) - 1)
-        is_fresh = Signal(init=1)  # whether the word at ``slot`` is
-        total = Signal(COUNTER_BITS)
+        before, total = Signal(COUNTER_BITS), Signal(COUNTER_BITS)
         m.d.comb += [
-            read.addr.eq(slot),
-            total.eq(Mux(is_fresh, 0, read.data) + moved),
+            read.addr.eq(pick),
+            total.eq(before + moved),
             write.addr.eq(slot),
             write.data.eq(total),
             write.en.eq(1),
             self.r_data.eq(total),
         ]
-        m.d.sync += is_fresh.eq(fresh.bit_select(pick, 1) & (pick != slot))
+        m.d.sync += before.eq(read.data)  # the output register of the memory, with its clear
+        with m.If(fresh.bit_select(pick, 1) | self.clear):
+            m.d.sync += before.eq(0)
         m.d.sync += fresh.bit_select(slot, 1).eq(0)
         with m.If(self.clear):
-            m.d.sync += [fresh.eq((1 << SLOTS) - 1), is_fresh.eq(1)]
+            m.d.sync += fresh.eq((1 << SLOTS) - 1)

@@ -124,7 +124,7 @@ def drive_inputs(ctx, dut, twin, rng):
             name = register.name.lower()
             name = name if field.name == "value" else f"{name}_{field.name}"
             if field.access == "R" and hasattr(dut, name):
-                part = rng.getrandbits(field.width)
+                part = rng.getrandbits(len(getattr(dut, name)))
                 ctx.set(getattr(dut, name), part)
                 value |= part << field.lsb
             elif name.endswith(("_lo", "_hi")):  # a counter
@@ -304,12 +304,13 @@ def test_B10_counters_are_read_as_atomic_pairs():
     now = [start]
 
     async def count(ctx):
+        coming = 0
         while True:
             *_, strobe, idx = await ctx.tick().sample(dut.counter_stb, dut.counter_idx)
             now[0] += 1
+            ctx.set(dut.counter, coming)
             values = {"CYCLES": now[0], "WRITE_BYTES": now[0] ^ 0xFFFF_FFFF_FFFF}
-            value = values[COUNTERS[idx][0]] if strobe else rng.getrandbits(64)
-            ctx.set(dut.counter, value)
+            coming = values[COUNTERS[idx][0]] if strobe else rng.getrandbits(64)
 
     async def bench(ctx):
         last = 0
@@ -341,12 +342,12 @@ def test_has_stated_latencies():
         for channel in ("aw", "w", "ar"):
             ctx.set(getattr(bus, f"{channel}valid"), 0)
         effect, answers = [], []
-        for _ in range(4):
+        for _ in range(5):
             effect.append(ctx.get(dut.irq_enable_done))
             answers.append((ctx.get(bus.bvalid), ctx.get(bus.rvalid)))
             await ctx.tick()
         write, read = RegisterBank.WRITE_CYCLES, RegisterBank.READ_CYCLES
-        assert effect == [n >= write for n in range(4)]
-        assert answers == [(n >= write, n >= read - 1) for n in range(4)]
+        assert effect == [n >= write for n in range(5)]
+        assert answers == [(n >= write, n >= read - 1) for n in range(5)]
 
     simulate(dut, bench)
