@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Module, ResetSignal, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, ResetSignal, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
@@ -107,12 +107,12 @@ class JobControl(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         outstanding = Signal()
-        new_fault = Signal(fault_layout)
         failing = Signal()
+        timed_out = Signal()  # the job ends with TIMEOUT
         expired = Signal()
         m.d.comb += outstanding.eq(self.reads_outstanding | self.writes_outstanding)
         self._watch(m, expired)
-        self._collect(m, new_fault, failing)
+        m.d.comb += failing.eq(self.strobes.any() | Cat(f.any() for f in self.engine_faults).any())
 
         # From a flip-flop: it goes to every part of the core.
         m.d.sync += self.clear.eq(0)
@@ -129,12 +129,8 @@ class JobControl(wiring.Component):
                     m.next = "IDLE"
             with m.State("RUN"):  # commands are at work
                 with m.If(self.abort | failing | expired):
-                    m.d.sync += self.fault.eq(new_fault)
                     m.d.sync += self.fault_count.eq(self.fault_count + 1)
-                    with m.If(self.abort):
-                        m.d.sync += self.fault.code.eq(FaultCode.ABORTED)
-                    with m.Elif(~failing):
-                        m.d.sync += self.fault.code.eq(FaultCode.TIMEOUT)
+                    m.d.sync += timed_out.eq(~self.abort & ~failing)
                     m.next = "STOP"
                 with m.Elif(self.finished):
                     m.d.comb += self.done.eq(~self.soft_reset)
@@ -143,7 +139,7 @@ class JobControl(wiring.Component):
                     m.next = "IDLE"
             with m.State("STOP"):  # a fault: no more bursts, wait for those under way
                 quiet = ~outstanding & ~self.held
-                with m.If(quiet | expired | (self.fault.code == FaultCode.TIMEOUT)):
+                with m.If(quiet | expired | timed_out):
                     m.d.comb += self.done.eq(~self.soft_reset)
                     m.next = "IDLE"
                 with m.If(self.soft_reset):
@@ -152,7 +148,8 @@ class JobControl(wiring.Component):
         with m.If(self.soft_reset):
             m.d.sync += self.clear.eq(1)
         with m.If(self.clear):
-            m.d.sync += self.fault.eq(0)
+            m.d.sync += timed_out.eq(0)
+        self._record(m, fsm.ongoing("RUN"), timed_out)
         m.d.comb += [
             self.busy.eq(~fsm.ongoing("IDLE")),
             self.stop.eq(~fsm.ongoing("RUN") | self.clear),
@@ -172,20 +169,42 @@ class JobControl(wiring.Component):
         with m.Else():
             m.d.sync += idle_cycles.eq(idle_cycles + 1)
 
-    def _collect(self, m: Module, new_fault: data.View, failing: Signal) -> None:
-        """Picks the fault of highest priority; engines come last, the first of them first."""
-        m.d.comb += failing.eq(self.strobes.any())
+    def _record(self, m: Module, running: Value, timed_out: Signal) -> None:
+        """Keeps the fault of highest priority; engines come last, the first of them first.
+
+        Each source has a register of its own, that the flip-flops' reset keeps at 0 unless the
+        fault is this one's: so strobes, which come late, pass no multiplexer, and what is kept is
+        the OR of all.
+        """
+        engines = Signal(fault_layout)
         for e in reversed(range(self._engines)):
             with m.If(self.engine_faults[e].any()):
-                m.d.comb += [
-                    failing.eq(1),
-                    new_fault.code.eq(self.engine_faults[e]),
-                    new_fault.detail.eq(e),
-                    new_fault.command.eq(self.engine_command),
-                ]
-        for i, name in reversed(list(enumerate(FAULT_SOURCES))):
-            with m.If(self.strobes[i]):
-                m.d.comb += new_fault.eq(getattr(self.sources, name))
+                m.d.comb += [engines.code.eq(self.engine_faults[e]), engines.detail.eq(e)]
+        m.d.comb += engines.command.eq(self.engine_command)
+
+        aborted = Signal()
+        own_code = Mux(aborted, FaultCode.ABORTED, Mux(timed_out, FaultCode.TIMEOUT, 0))
+        record: Value = own_code  # the code lies lowest
+        with m.If(running):
+            m.d.sync += aborted.eq(self.abort)
+        with m.If(self.clear):
+            m.d.sync += aborted.eq(0)
+
+        none_before: Value = Const(1)
+        strobes = [*self.strobes, engines.code.any()]
+        sources = [*(getattr(self.sources, name) for name in FAULT_SOURCES), engines]
+        for i, (strobe, source) in enumerate(zip(strobes, sources, strict=True)):
+            kept = Signal(fault_layout, name=f"kept_{i}")
+            chosen = strobe & none_before
+            none_before = none_before & ~strobe
+            with m.If(running):
+                m.d.sync += kept.eq(source)
+            with m.If(self.clear | (running & ~chosen)):
+                m.d.sync += kept.eq(0)
+            with m.If(running & self.abort):
+                m.d.sync += kept.code.eq(0)
+            record = record | Value.cast(kept)
+        m.d.comb += Value.cast(self.fault).eq(record)
 
     def _drain(self, m: Module, outstanding: Signal, expired: Signal) -> None:
         """What is still owed between jobs; reads that never come are given up by the watchdog."""
