@@ -34,8 +34,10 @@ class Guard(wiring.Component):
     VALID is up, it stays with the same payload until READY, as AXI4 (A3.2.1) demands, whatever
     ``stop``, ``epoch`` and the requests do.
 
-    The windows may change in any cycle but one after which VALID is up: the bank locks them while
-    the core is busy or ``pending`` is high.
+    A page is looked up in the windows on its way in, so that what a verdict sets off begins at a
+    flip-flop. So the windows must not change with the end of a cycle without ``stop``, nor with one
+    after which VALID is up: the bank locks them while the core is busy, which begins before
+    ``stop`` ends, or ``pending`` is high.
 
     Latency: `LATENCY_CYCLES` from a transfer on ``i`` to VALID. Throughput: one burst per cycle
     while READY is high.
@@ -87,6 +89,9 @@ class Guard(wiring.Component):
             raise ValueError(f"direction must be 'read' or 'write', not {direction!r}")
         self._config = config
         self._direction = direction
+        # A request waits for its answer; the windows that hold its page. Here for the proof to see.
+        self._held = Signal()
+        self._covering = Signal(config.windows)
         super().__init__({
             "i": In(stream.Signature(burst_layout)),
             "epoch": In(ID_BITS),
@@ -130,24 +135,21 @@ class Guard(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
         m = Module()
-        held = Signal()  # a request waits for its answer
+        held, covering = self._held, self._covering
         # Addresses in beats: bits below a beat are not even stored.
         address = Signal(32 - self._beat_bits)
         shown = Signal.like(address)
         # Beats less one, as on the pins. Beats of 0 and of more than 256 set bit 8.
         length = Signal(9)
         fits = Signal()
-        covered = Signal()
         permitted = Signal()
 
-        page = address[PAGE_BITS - self._beat_bits :]
+        page = self.i.payload.address[PAGE_BITS:]
         last_beat = address[: PAGE_BITS - self._beat_bits] + length[:8]
-        covers = Cat(self._covers(window, page) for window in self.windows)
         opens = Cat(window[self._direction] for window in self.windows)
         m.d.comb += [
             fits.eq(~length[8] & (last_beat < WINDOW_GRANULE_BYTES >> self._beat_bits)),
-            covered.eq(covers.any()),
-            permitted.eq((covers & opens).any()),
+            permitted.eq((covering & opens).any()),
         ]
 
         passes = fits & permitted
@@ -155,7 +157,7 @@ class Guard(wiring.Component):
         m.d.comb += [
             self.granted.eq(held & ~self.stop & passes & vacant),
             self.denied.eq(held & ~self.stop & ~passes),
-            self.denied_code.eq(Mux(fits & covered, FaultCode.PERM, FaultCode.WINDOW)),
+            self.denied_code.eq(Mux(fits & covering.any(), FaultCode.PERM, FaultCode.WINDOW)),
             self.denied_address.eq(address << self._beat_bits),
             self.i.ready.eq(~self.stop & (~held | self.granted | self.denied)),
         ]
@@ -166,6 +168,7 @@ class Guard(wiring.Component):
                 held.eq(self.i.valid),
                 address.eq(self.i.payload.address[self._beat_bits :]),
                 length.eq(self.i.payload.beats - 1),
+                covering.eq(Cat(self._covers(window, page) for window in self.windows)),
             ]
 
         with m.If(vacant):

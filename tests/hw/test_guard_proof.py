@@ -2,8 +2,8 @@
 """Containment, proved: no byte outside an open window, whatever the rest of the core does.
 
 All inputs of the guard are free in every cycle: requests, epoch, stop, READY and reset. The one
-assumption is what the register bank does in hardware: the windows do not change in a cycle after
-which VALID is up.
+assumption is what the register bank does in hardware: the windows do not change with the end of a
+cycle without stop, nor with one after which VALID is up.
 """
 
 import pytest
@@ -42,9 +42,10 @@ class Containment(wiring.Component):
 
     That some open window holds the page on the pins is proved window by window, since the solver's
     time grows exponentially with their number otherwise. ``chosen`` notes in the cycle of the grant
-    which windows hold the page. Part "window" proves that there is a chosen one while VALID is up;
-    part ``k``, for each window ``k``, that it still holds the page on the pins if it was chosen;
-    part "burst", that the burst stays in its page. Together: every byte lies in one open window.
+    which windows the guard takes for open and holding the page. Part "window" proves that there is
+    a chosen one while VALID is up; part ``k``, for each window ``k``, that the guard is right about
+    it while a request waits, and that it still holds the page on the pins if it was chosen; part
+    "burst", that the burst stays in its page. Together: every byte lies in one open window.
     """
 
     i: stream.Interface
@@ -76,8 +77,9 @@ class Containment(wiring.Component):
         ]
         windows = Value.cast(self.windows)
         last_windows = Signal.like(windows)
-        m.d.sync += last_windows.eq(windows)
-        with m.If(guard.valid):
+        self._may_change = may_change = Signal(init=1)
+        m.d.sync += [last_windows.eq(windows), may_change.eq(self.stop)]
+        with m.If(guard.valid | ~may_change):
             m.d.comb += Assume(windows == last_windows, "locked")
         if self.part == "protocol":
             self._state_protocol(m)
@@ -99,7 +101,15 @@ class Containment(wiring.Component):
             last.eq(first + Cat(C(beat_bytes - 1, beat_bytes.bit_length() - 1), guard.len)),
         ]
         with m.If(guard.granted):
-            m.d.sync += chosen.eq(self._holders(guard.denied_address[12:]))
+            m.d.sync += chosen.eq(
+                guard._covering & Cat(window[guard.direction] for window in self.windows))
+        if isinstance(self.part, int):
+            with m.If(guard._held):
+                m.d.comb += [
+                    Assert(~self._may_change, "held though stopped"),
+                    Assert(~guard._covering[self.part]
+                           | self._covers(self.part, guard.denied_address[12:]), "misjudged"),
+                ]
         with m.If(guard.valid):
             if self.part == "window":
                 m.d.comb += Assert(chosen.any(), "in no window")
@@ -108,19 +118,18 @@ class Containment(wiring.Component):
                 m.d.comb += Assert(guard.burst == 1, "not incrementing")
                 m.d.comb += Assert((1 << guard.size) == beat_bytes, "not full beats")
             else:
-                holds = self._holders(first[12:32])
-                m.d.comb += Assert(~chosen[self.part] | holds[self.part], "left")
+                holds = self._covers(self.part, first[12:32])
+                is_open = self.windows[self.part][guard.direction]
+                m.d.comb += Assert(~chosen[self.part] | (holds & is_open), "left")
 
-    def _holders(self, page):
-        """Returns a bit for each window: it is open for this direction, and holds the page.
+    def _covers(self, index, page):
+        """Whether a window holds the page.
 
         Written as "not less", as in the guard: yosys then shares the comparators where both look at
         the same page, and the proof takes a second instead of minutes.
         """
-        return Cat(
-            ~(page < window.first) & ~(window.last < page) & window[self.guard.direction]
-            for window in self.windows
-        )
+        window = self.windows[index]
+        return ~(page < window.first) & ~(window.last < page)
 
     def _state_protocol(self, m):
         """VALID and what it carries stay until READY; nothing shows that was not granted."""
@@ -173,7 +182,7 @@ def test_assumptions_leave_room_for_every_outcome(tmp_path):
     assert result.passed, result.log
 
 
-@pytest.mark.parametrize("faulty, part", [(LastPageOpen, "window"), (HastyGuard, "protocol")])
+@pytest.mark.parametrize("faulty, part", [(LastPageOpen, 0), (HastyGuard, "protocol")])
 def test_proof_fails_on_a_faulty_guard(faulty, part, tmp_path):
     guard = faulty(CoreConfig(), "read")
     result = check(Containment(guard, part), tmp_path, depth=4)
