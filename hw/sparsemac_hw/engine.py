@@ -91,7 +91,7 @@ class Engine(wiring.Component):
         config = self._config
         m.submodules.unpacker = unpacker = Unpacker(config)
         m.submodules.counts = counts = Queue(15, self.ROWS_UNDER_WAY)
-        m.submodules.rows = rows = Queue(row_layout, self.ROWS_UNDER_WAY)
+        m.submodules.rows = rows = Queue(row_layout, self.ROWS_UNDER_WAY, block=True)
         m.submodules.issuer = issuer = RowIssuer(config, config.out_words)
         m.submodules.lanes = lanes = MacLanes(config)
         m.submodules.sums = sums = SumQueue(config, config.out_words)
@@ -114,6 +114,8 @@ class Engine(wiring.Component):
             lanes.i_end.eq(issuer.o_end),
             lanes.i_last.eq(issuer.o_last),
             lanes.i_flush.eq(self.clear),
+            results.i_pass_valid.eq(issuer.o_pass_valid),
+            results.i_pass.eq(issuer.o_pass),
             results.i_valid.eq(sums.o_valid),
             results.i_acc.eq(sums.o_acc),
             lanes.w_en.eq(self.w_en),

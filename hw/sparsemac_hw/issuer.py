@@ -10,6 +10,7 @@ from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
 from .layouts import chunk_entries, exec_layout, index_shape, partial_width
+from .results import pass_layout
 from .unpacker import entry_layout
 
 __all__ = ["RowIssuer"]
@@ -39,6 +40,8 @@ class RowIssuer(wiring.Component):
     returned : In(2)                      So many credits come back.
     o_valid, o_addr, o_weight : Out       To the lanes.
     o_end, o_last : Out(1)                The entry ends a chunk (`chunk_entries`), or its row.
+    o_pass_valid : Out(1), o_pass : Out(pass_layout)    Strobe: the last entry of a row is issued
+                                          for a position; see `ResultPath`.
     issued : Out(1)                       An entry is issued in this cycle.
     wait_short, wait_store : Out(1)       Why the last entry of a row is held back.
     quiet : Out(1)                        No row is at work or waiting.
@@ -56,6 +59,8 @@ class RowIssuer(wiring.Component):
     o_weight: Signal
     o_end: Signal
     o_last: Signal
+    o_pass_valid: Signal
+    o_pass: Any
     issued: Signal
     wait_short: Signal
     wait_store: Signal
@@ -79,6 +84,8 @@ class RowIssuer(wiring.Component):
             "o_weight": Out(signed(8)),
             "o_end": Out(1),
             "o_last": Out(1),
+            "o_pass_valid": Out(1),
+            "o_pass": Out(pass_layout),
             "issued": Out(1),
             "wait_short": Out(1),
             "wait_store": Out(1),
@@ -148,6 +155,7 @@ class RowIssuer(wiring.Component):
 
         self._count_entries(m, issue, ends_pass, final_pass, active, left, is_last)
         pass_addr = self._positions(m, ends_pass, final_pass)
+        m.d.comb += [self.o_pass_valid.eq(ends_pass), self.o_pass.last.eq(final_pass)]
         is_end = is_last | self._ends_chunk(m, issue, is_last, left)
         self._address(m, issue, is_end, is_last, pass_addr, read)
         m.d.comb += self.empty.eq(self.quiet & all_returned)
@@ -220,8 +228,9 @@ class RowIssuer(wiring.Component):
         """Word address of the position that is being issued."""
         command = self.command
         pass_addr = Signal(16, reset_less=True)
-        passes_left = Signal(16, reset_less=True)
-        columns_left = Signal(16, reset_less=True)
+        # Counted up, one ahead and from 1, so that loading is a reset and costs no multiplexer.
+        next_pass = Signal(16, init=2)
+        next_column = Signal(16, init=2)
         wraps = Signal(reset_less=True)  # one column is left
         single_pass, single_column = Signal(), Signal()
         m.d.sync += [single_pass.eq(command.positions == 1), single_column.eq(command.width == 1)]
@@ -229,17 +238,20 @@ class RowIssuer(wiring.Component):
         m.d.sync += starting.eq(self.start)
         with m.If(starting | (ends & final_pass)):
             m.d.sync += [
-                pass_addr.eq(command.base),
-                passes_left.eq(command.positions), final_pass.eq(single_pass),
-                columns_left.eq(command.width), wraps.eq(single_column),
+                pass_addr.eq(command.base), final_pass.eq(single_pass), wraps.eq(single_column),
+                next_pass.eq(2),
             ]
         with m.Elif(ends):
             m.d.sync += [
                 pass_addr.eq(pass_addr + Mux(wraps, command.wrap_step, command.step)),
-                passes_left.eq(passes_left - 1), final_pass.eq(passes_left == 2),
-                columns_left.eq(Mux(wraps, command.width, columns_left - 1)),
-                wraps.eq(Mux(wraps, single_column, columns_left == 2)),
+                final_pass.eq(next_pass == command.positions), next_pass.eq(next_pass + 1),
+                wraps.eq(Mux(wraps, single_column, next_column == command.width)),
             ]
+        with m.If(ends):
+            m.d.sync += next_column.eq(next_column + 1)
+        with m.If(starting | (ends & (final_pass | wraps))):
+            m.d.sync += next_column.eq(2)
+        m.d.comb += self.o_pass.wraps.eq(wraps)
         return pass_addr
 
     def _address(self, m: Module, issue: Signal, is_end: Value, is_last: Signal,

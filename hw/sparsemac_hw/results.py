@@ -21,7 +21,10 @@ from .layouts import (
 )
 from .requantizer import Requantizer
 
-__all__ = ["ResultPath"]
+__all__ = ["ResultPath", "pass_layout"]
+
+#: What the issuer knows of a word: it ends a line of positions (``width``), or its row.
+pass_layout = data.StructLayout({"wraps": 1, "last": 1})
 
 
 def tag_layout(config: CoreConfig) -> data.StructLayout:
@@ -46,6 +49,8 @@ class ResultPath(wiring.Component):
     -------
     i_valid, i_acc : In                 A sum.
     i_row : In(stream of row_layout)    The rows, in the order of their sums.
+    i_pass_valid, i_pass : In           Strobe: a word has been issued, a cycle or more before its
+                                        first sum; at most ``out_words`` are under way.
     start : In(1)                       Strobe: an EXEC begins; ``command`` is valid from here on.
     command : In(exec_layout)
     o : Out(stream of out_beat_layout)  Output words for the store.
@@ -56,6 +61,8 @@ class ResultPath(wiring.Component):
     i_valid: Signal
     i_acc: Signal
     i_row: stream.Interface
+    i_pass_valid: Signal
+    i_pass: Any
     start: Signal
     command: Any
     o: stream.Interface
@@ -68,6 +75,8 @@ class ResultPath(wiring.Component):
             "i_valid": In(1),
             "i_acc": In(signed(config.acc_width)),
             "i_row": In(stream.Signature(row_layout)),
+            "i_pass_valid": In(1),
+            "i_pass": In(pass_layout),
             "start": In(1),
             "command": In(exec_layout),
             "o": Out(stream.Signature(out_beat_layout(config))),
@@ -124,42 +133,44 @@ class ResultPath(wiring.Component):
         return m
 
     def _sequence(self, m: Module) -> data.View:
-        """Counts lanes and positions; returns the tag of the sum that is arriving."""
+        """Counts lanes and words; returns the tag of the sum that is arriving."""
         command = self.command
         tag = Signal(tag_layout(self._config))
         lane = Signal(index_shape(self._config.lanes))
         position_word = Signal(32, reset_less=True)
-        positions_left = Signal(16, reset_less=True)
-        columns_left = Signal(16, reset_less=True)
         last_lane = Signal()
-        last_position = Signal()
-        wraps = Signal()
+        ends_word = Signal()
         m.d.comb += [
             last_lane.eq(lane == self._config.lanes - 1),
-            last_position.eq(positions_left == 1),
-            wraps.eq(columns_left == 1),
+            ends_word.eq(self.i_valid & last_lane),
             tag.out_word.eq(self.i_row.p.out_offset + position_word),
             tag.raw.eq(command.mode == OutputMode.RAW),
             tag.last_lane.eq(last_lane),
-            self.i_row.ready.eq(self.i_valid & last_lane & last_position),
         ]
+        wraps, last_position = self._passes(m, ends_word)
+        m.d.comb += self.i_row.ready.eq(ends_word & last_position)
         self._place(m, tag, wraps, last_position)
         with m.If(self.i_valid):
             m.d.sync += lane.eq((lane + 1) & (self._config.lanes - 1))
         with m.If(self.start | self.i_row.ready):
-            m.d.sync += [
-                position_word.eq(0),
-                positions_left.eq(command.positions),
-                columns_left.eq(command.width),
-            ]
-        with m.Elif(self.i_valid & last_lane):
-            m.d.sync += [
-                position_word.eq(position_word
-                                 + Mux(wraps, command.out_wrap_step, command.out_step)),
-                positions_left.eq(positions_left - 1),
-                columns_left.eq(Mux(wraps, command.width, columns_left - 1)),
-            ]
+            m.d.sync += position_word.eq(0)
+        with m.Elif(ends_word):
+            m.d.sync += position_word.eq(
+                position_word + Mux(wraps, command.out_wrap_step, command.out_step))
         return tag
+
+    def _passes(self, m: Module, ends_word: Signal) -> tuple[Signal, Signal]:
+        """Keeps what the issuer said of each word until its last sum; returns that of this one."""
+        depth = self._config.out_words
+        m.submodules.passes = passes = Memory(shape=pass_layout, depth=depth, init=[])
+        write, read = passes.write_port(), passes.read_port(domain="comb")
+        m.d.comb += [write.en.eq(self.i_pass_valid), write.data.eq(self.i_pass)]
+        for port, moves in ((write, self.i_pass_valid), (read, ends_word)):
+            pointer = Signal(range(depth), name="pass_ptr")
+            m.d.comb += port.addr.eq(pointer)
+            with m.If(moves):
+                m.d.sync += pointer.eq(pointer + 1)
+        return read.data.wraps, read.data.last
 
     def _place(self, m: Module, tag: data.View, wraps: Signal, last_position: Signal) -> None:
         """Where in its beat a word goes, and whether the next one may join it there."""

@@ -140,6 +140,7 @@ class Bench:
         self.pause, self.stall = pause, stall
         self.dut = ResultPath(config)
         self.credits = config.out_words
+        self.passes: list[dict[str, bool]] = []
         self.images: list[dict[int, int]] = []
         self.written: list[int] = []
         self.returned: list[int] = []
@@ -166,8 +167,11 @@ class Bench:
             results.append(0)
         self.images.append({})
         ctx.set(dut.command, job.command)
+        count, width = job.command["positions"], job.command["width"]
+        self.passes = [{"wraps": (p + 1) % width == 0, "last": p + 1 == count}
+                       for _ in job.rows for p in range(count)]
         ctx.set(dut.start, 1)
-        await self.step(ctx)
+        await self.step_with_pass(ctx)
         ctx.set(dut.start, 0)
         for row, words in zip(job.rows, job.sums.tolist(), strict=True):
             await self.wait(ctx)
@@ -188,13 +192,22 @@ class Bench:
             await self.wait(ctx)
             ctx.set(self.dut.i_valid, 1)
             ctx.set(self.dut.i_acc, acc)
-            await self.step(ctx, takes_row=ends_row and lane == len(sums) - 1)
+            # The next word is issued as late as may be: with the first sum of this one.
+            step = self.step if lane else self.step_with_pass
+            await step(ctx, takes_row=ends_row and lane == len(sums) - 1)
             ctx.set(self.dut.i_valid, 0)
 
     async def wait(self, ctx):
         while self.rng.random() < self.pause:
             ctx.set(self.dut.i_acc, self.rng.randrange(1 << self.config.acc_width - 1))
             await self.step(ctx)
+
+    async def step_with_pass(self, ctx, takes_row=False):
+        if self.passes:
+            ctx.set(self.dut.i_pass, self.passes.pop(0))
+            ctx.set(self.dut.i_pass_valid, 1)
+        await self.step(ctx, takes_row=takes_row)
+        ctx.set(self.dut.i_pass_valid, 0)
 
     async def step(self, ctx, takes_row=False):
         *_, ready = await ctx.tick().sample(self.dut.i_row.ready)
