@@ -31,8 +31,8 @@ load_layout = data.StructLayout({
     "stride": 32,
     "gap": 16,
     "shift": 2,
-    "strip_bits": 3,
     "fill": 8,
+    "mask": 64,
     "index": 16,
 })
 
@@ -94,7 +94,7 @@ def words_per_beat(config: CoreConfig) -> int:
 
 
 def result_layout(config: CoreConfig) -> data.StructLayout:
-    """One result of one lane: ``value`` is int32, or int8 sign-extended.
+    """One result of one lane: ``value`` is int32, or int8 in its lowest bits.
 
     ``place`` is the word's place in its beat, in words of int8; ``closes`` says that the next word
     of the engine does not lie behind this one in the same beat.

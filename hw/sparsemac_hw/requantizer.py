@@ -58,7 +58,7 @@ class Requantizer(wiring.Component):
     i_tag : In(tag_shape)
     i_mode : In(2)                               OutputMode; this and the rest are constant while
     i_zero_point, i_low, i_high : In(signed(8))  results are under way.
-    o_valid : Out(1), o_value : Out(signed(32)), o_tag : Out(tag_shape)   int8 is sign-extended.
+    o_valid : Out(1), o_value : Out(signed(32)), o_tag : Out(tag_shape)   int8 has zeros above it.
     o_sum_valid : Out(1), o_sum : Out(signed(32))   s, in the order of the inputs.
 
     Source: TOSA 1.0, section 1.9 (apply_scale_32); gemmlowp fixedpoint.h
@@ -236,7 +236,10 @@ class Requantizer(wiring.Component):
         above = self._at(m, 8, "above", ~fits & ~negative)
         below = self._at(m, 8, "below", ~fits & negative)
 
-        zero_point = Mux(raw, 0, self.i_zero_point)
+        zero_point = Signal(signed(8), reset_less=True)
+        m.d.sync += zero_point.eq(self.i_zero_point)
+        with m.If(raw):
+            m.d.sync += zero_point.eq(0)
         moved = (quotient + zero_point + up)[: NARROW_BITS + 1].as_signed()
         moved, rest = self._at(m, 9, "moved", moved), self._at(m, 9, "rest", rest)
         above, below = self._at(m, 9, "above", above), self._at(m, 9, "below", below)
@@ -257,9 +260,10 @@ class Requantizer(wiring.Component):
             m.d.comb += clamped.eq(self.i_low)
         with m.Else():
             m.d.comb += clamped.eq(inside[:8])
-        value = Signal(signed(32))
-        m.d.comb += value.eq(Mux(raw, inside.as_signed(), clamped))
-        m.d.comb += self.o_value.eq(self._at(m, 11, "value", value))
+        value = self._at(m, 11, "value", Cat(Mux(raw, inside[:8], clamped)[:8], inside[8:]))
+        with m.If(~raw):
+            m.d.sync += value[8:].eq(0)
+        m.d.comb += self.o_value.eq(value)
 
 
 

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.commands import OutputMode
@@ -177,7 +177,9 @@ class Unpacker(wiring.Component):
             m.d.sync += row_full.eq(0)
         with m.If(self._valid & window.advance & (self._item == final) & ~self._null
                   & ~(self._is_count & no_row)):
-            m.d.sync += [row_full.eq(1), self._empty.eq(Mux(self._is_count, count == 0, no_entries))]
+            m.d.sync += [
+                row_full.eq(1), self._empty.eq(Mux(self._is_count, count == 0, no_entries)),
+            ]
         m.d.comb += [self.o_row.p.eq(row), self.o_row.valid.eq(row_full)]
         return (
             takes_count & ~no_row & ~window.short & (command.positions > 1)
@@ -286,8 +288,9 @@ class Unpacker(wiring.Component):
         ]
 
         mask = Signal(16, reset_less=True)
-        m.d.sync += mask.eq(Mux(command.absolute, 0xFFFF,
-                                (Const(1, 9) << command.delta_bits)[:9] - 1))
+        m.d.sync += mask.eq(Cat(command.delta_bits > k for k in range(8)))
+        with m.If(command.absolute):
+            m.d.sync += mask.eq(0xFFFF)
         opening = Signal()  # the next entry is its row's first
         with m.If(self._is_count):
             m.d.sync += opening.eq(1)

@@ -98,7 +98,7 @@ def run(dut, mode, cases, zero_point, low, high, rng, stall=0.2):
             if o_valid:
                 assert (tag.index, tag.odd) == (len(results), len(results) & 1)
                 latencies.add(cycle - given[len(results)])
-                results.append(value)
+                results.append(value if mode == OutputMode.RAW else (value ^ 0x80) - 0x80)
             cycle += 1
 
     simulate(dut, drive, max_cycles=10 * len(cases) + 100)
