@@ -88,7 +88,7 @@ PLAN = (
     Planned("1x1", (*SMALLEST, "bus_width=128"), soc_memory_bytes=1 << 16),
     Planned("2x8", ("psum_depth=512",)),
     Planned("1x32"),
-    Planned("4x8", ("bus_width=128",)),
+    Planned("4x8", ("bus_width=128",), held_out=True),
     Planned("1x16", ("act_depth=512", "bus_width=512", "psum_depth=0")),
     Planned("8x4", ("act_depth=4096", "entry_depth=1024", "psum_depth=256")),
     Planned("2x64"),

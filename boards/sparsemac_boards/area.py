@@ -11,7 +11,8 @@ The LUTs are those of nextpnr's report (TRELLIS_COMB): LUT4s, two for each CCU2C
 TRELLIS_DPR16X4, and those with which its packer begins and ends chains of carries and feeds
 flip-flops.
 
-Error on configurations that the coefficients were not fitted to: see `ERROR_LIMIT`.
+Error of LUTs and flip-flops of the cores that the coefficients were not fitted to (2 x 16 with a
+64-bit bus and 4 x 8 with 128 bits): 4.5 % at worst, 1.4 % in the mean.
 """
 
 import json
@@ -64,9 +65,8 @@ MEASUREMENTS = "area_ecp5.json"
 #: Cells whose counts are fitted; ``PACKED`` are the LUTs that nextpnr's packer adds.
 FITTED = ("LUT4", "CCU2C", "TRELLIS_FF", "PACKED")
 
-#: LUTs and flip-flops of configurations that were held out are predicted this well, at worst and
-#: in the mean.
-ERROR_LIMIT = {"worst": 0.10, "mean": 0.06}
+#: What the tests allow LUTs and flip-flops of any measured core to be off.
+ERROR_LIMIT = {"worst": 0.10, "mean": 0.05}
 
 #: Words and bits of a DP16KD (Lattice FPGA-TN-02204, table 2.2); 36 bits with one port each way.
 BLOCK_MODES = ((16384, 1), (8192, 2), (4096, 4), (2048, 9), (1024, 18), (512, 36))
@@ -93,6 +93,7 @@ class MemoryShape:
                           "any" if yosys may choose.
     count : int           How many there are.
     granularity : int     Bits that are written at a time; 0: whole words.
+    unread : int          Bits of a word that nothing reads, so that yosys removes them.
     """
 
     width: int
@@ -100,6 +101,7 @@ class MemoryShape:
     kind: str
     count: int = 1
     granularity: int = 0
+    unread: int = 0
 
     @property
     def mapped(self) -> tuple[str, int, int]:
@@ -109,6 +111,10 @@ class MemoryShape:
             return "TRELLIS_DPR16X4", slice_[1], slice_[2]
         return "DP16KD", block[1], block[2]
 
+    @property
+    def _read(self) -> int:
+        return self.width - self.unread
+
     def _blocks(self) -> tuple[float, int, int]:
         """Cost, cells and multiplexers of the cheapest mode."""
         found = []
@@ -116,15 +122,15 @@ class MemoryShape:
             # A byte that is written alone takes all nine bits.
             usable = bits // 9 * self.granularity if self.granularity and bits >= 9 else bits
             rows = math.ceil(self.depth / words)
-            cells = rows * math.ceil(self.width / usable)
-            muxes = (rows - 1) * self.width
+            cells = rows * math.ceil(self._read / usable)
+            muxes = (rows - 1) * self._read
             found.append((BLOCK_COST * cells + MUX_COST * muxes, cells, muxes))
         return min(found, key=lambda mode: mode[0])
 
     def _slices(self) -> tuple[float, int, int]:
         rows = math.ceil(self.depth / SLICE_WORDS)
-        cells = rows * math.ceil(self.width / SLICE_BITS)
-        muxes = (rows - 1) * self.width
+        cells = rows * math.ceil(self._read / SLICE_BITS)
+        muxes = (rows - 1) * self._read
         return SLICE_COST * cells + MUX_COST * muxes, cells, muxes
 
 
@@ -172,7 +178,8 @@ def soc_memories(config: CoreConfig, memory_bytes: int) -> Iterator[MemoryShape]
     """Lists the memories of a `sparsemac_boards.soc.UartSoc` beside its core's."""
     yield MemoryShape(config.bus_width, memory_bytes // config.bus_bytes, "any", granularity=8)
     yield MemoryShape(8, BUFFER_BYTES, "slice", 2)
-    yield _queue(ID_BITS + 32 + 8, 4, 2)
+    yield _queue(ID_BITS + 32 + 8, 4)
+    yield MemoryShape(ID_BITS + 32 + 8, 4, "slice", unread=8)  # writes end by their own WLAST
     yield _queue(config.bus_width + ID_BITS + 2, 4)
     yield _queue(ID_BITS + 1, 4)
 
