@@ -274,17 +274,16 @@ class Dispatcher(wiring.Component):
             ((words[0] != head_load) & (words[0] != head_exec))
             | words[1][16:].any()
             | (waits > dispatched)
-            | Mux(is_load, self._breaks_shift(words[8]), (
+            | Mux(is_load, self._breaks_shift(words), (
                 (mode == 3) | _above(delta_bits, DELTA_BITS_MAX) | (absolute & delta_bits.any())))
         )
 
-    def _breaks_shift(self, word: Value) -> Value:
-        """A shift of a kind, or of strips, that this core does not have."""
-        shift, strip_bits = word[:2], word[4:7]
-        if not self._config.shifts:
-            return shift.any()
-        lane_bits = self._config.lanes.bit_length() - 1
-        return (shift == 3) | (shift.any() & _above(strip_bits, lane_bits))
+    def _breaks_shift(self, words: data.View) -> Value:
+        """A shift that there is not, or any on a core that has none."""
+        shift = words[8][:2]
+        if self._config.shifts:
+            return shift == 3
+        return shift.any() | words[9].any() | words[10].any()
 
     def _breaks_align(self, words: data.View, is_load: Value) -> Value:
         config = self._config
@@ -334,8 +333,8 @@ class Dispatcher(wiring.Component):
             load.command.stride.eq(words[6]),
             load.command.gap.eq(words[7]),
             load.command.shift.eq(words[8]),
-            load.command.strip_bits.eq(words[8][4:]),
             load.command.fill.eq(words[8][8:]),
+            load.command.mask.eq(Cat(words[9], words[10])),
             load.command.index.eq(index),
             run.wait.eq(words[1]),
             run.command.weights.eq(words[2]),

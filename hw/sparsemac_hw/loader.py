@@ -196,28 +196,18 @@ class Loader(wiring.Component):
         config = self._config
         if not config.shifts:
             return beat
-        lane_bits = config.lanes.bit_length() - 1
         # Constant while a LOAD is at work; in flip-flops, so that a beat passes a LUT or two.
-        edges = Signal(config.lanes, reset_less=True)  # lanes without a neighbour
+        mask, fill = Signal(config.lanes, reset_less=True), Signal(8, reset_less=True)
         up, shifts = Signal(reset_less=True), Signal(reset_less=True)
-        m.d.sync += [up.eq(command.shift == Shift.UP), shifts.eq(command.shift != Shift.NONE)]
-        with m.Switch(command.strip_bits):
-            for bits in range(lane_bits + 1):
-                with m.Case(bits):
-                    first = [lane % (1 << bits) == 0 for lane in range(config.lanes)]
-                    last = [*first[1:], True]
-                    m.d.sync += edges.eq(
-                        Mux(command.shift == Shift.UP, _mask(first), _mask(last)))
+        m.d.sync += [
+            up.eq(command.shift == Shift.UP), shifts.eq(command.shift != Shift.NONE),
+            mask.eq(command.mask), fill.eq(command.fill),
+        ]
         out = []
         for k in range(config.bus_bytes):
             word, lane = k - k % config.lanes, k % config.lanes
             above = beat.word_select(word + (lane + 1) % config.lanes, 8)
             below = beat.word_select(word + (lane - 1) % config.lanes, 8)
-            moved = Mux(edges[lane], command.fill, Mux(up, below, above))
-            out.append(Mux(shifts, moved, beat.word_select(k, 8)))
+            moved = Mux(shifts, Mux(up, below, above), beat.word_select(k, 8))
+            out.append(Mux(mask[lane], fill, moved))
         return Cat(out)
-
-
-def _mask(bits: list[bool]) -> int:
-    """A number with these bits, the lowest first."""
-    return sum(bit << i for i, bit in enumerate(bits))

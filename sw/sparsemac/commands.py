@@ -16,8 +16,8 @@ Word 15 (both)   checksum: the exclusive or of all sixteen words is CHECKSUM
 
 LOAD: for each of ``lines`` lines, ``line_beats`` beats from memory go to consecutive buffer words.
 A shift moves the elements of each word by one lane on their way: strips of a map then see the rows
-of their neighbours. Where there is no neighbour, as lanes belong to samples of ``strips`` lanes
-each, an element becomes ``fill``. Only cores whose words are no longer than a beat can shift.
+of their neighbours. Lanes that have no neighbour, or no such row, get ``fill`` instead. Only cores
+whose words are no longer than a beat, and longer than one element, can do either.
 
     2  address      byte address of the first line, a multiple of a beat
     3  destination  first word in the buffer [words], a multiple of ``config.line_words``
@@ -27,7 +27,8 @@ each, an element becomes ``fill``. Only cores whose words are no longer than a b
     7  gap          buffer words left out between one line and the next, less than the buffer, a
                     multiple of ``config.line_words``
     8  shift        [1:0] 0 none, 1 up: lane v gets what is lane v-1's, 2 down: lane v+1's,
-                    [6:4] log2 of the strips of a sample, at most of the lanes, [15:8] fill
+                    [15:8] fill
+    9  mask         lanes that get ``fill``, a bit each; word 10 goes on with lane 32
 
 EXEC: y[row, p] = output( bias[row] + sum over entries j:  w[j] * x[base + offset[j] + a(p)] ) for
 positions p = 0 .. positions-1, where a(0) = 0, a(p+1) = a(p) + step, or + wrap_step after every
@@ -160,8 +161,8 @@ class Load:
     stride: int = 0
     gap: int = 0
     shift: Shift = Shift.NONE
-    strips: int = 1
     fill: int = 0
+    mask: int = 0
     wait: int = 0
 
     def encode(self) -> bytes:
@@ -171,7 +172,8 @@ class Load:
         words[1] = self.wait
         words[2:8] = [self.address, self.destination, self.line_beats, self.lines, self.stride,
                       self.gap]
-        words[8] = self.shift | (self.strips.bit_length() - 1) << 4 | (self.fill & 0xFF) << 8
+        words[8] = self.shift | (self.fill & 0xFF) << 8
+        words[9], words[10] = self.mask & 0xFFFF_FFFF, self.mask >> 32
         return _seal(words)
 
 
@@ -256,8 +258,8 @@ def decode(data: bytes) -> Load | Exec:
             stride=words[6],
             gap=words[7],
             shift=Shift(words[8] & 3),
-            strips=1 << (words[8] >> 4 & 7),
             fill=_int8(words[8] >> 8),
+            mask=words[9] | words[10] << 32,
         )
     if opcode != Opcode.EXEC:
         raise CommandError(f"opcode must be 1 or 2, not {opcode}")

@@ -112,19 +112,15 @@ class Geometry:
         """Inputs of one output: channels of a group times kernel rows times kernel columns."""
         return self.channels // self.groups * self.kernel[0] * self.kernel[1]
 
-    def cut(self, strips: int) -> "Geometry | None":
-        """Returns what each of so many strips of the map needs; None if they differ.
+    def strip(self, rows: int) -> "Geometry | None":
+        """Returns the convolution of a strip of so many rows; None if it needs more than its halos.
 
-        A strip is rows of the input, and of the output those rows whose windows they are. What
-        stands above and below it is its padding; no more than a strip.
+        ``rows`` is a multiple of the stride: windows that begin in a strip make one of the output.
+        What they reach beyond it is its padding, no more than a strip above and one below.
         """
-        rows, rest = divmod(self.height, strips)
-        outputs = self.out_height
-        if rest or outputs % strips or rows * strips != outputs * self.stride[0]:
-            return None
         top, left, _, right = self.padding
         below = max(0, self.reach[0] - self.stride[0] - top)
-        if strips > 1 and max(top, below) > rows:
+        if max(top, below) > rows:
             return None
         return replace(self, height=rows, padding=(top, left, below, right))
 

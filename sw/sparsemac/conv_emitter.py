@@ -40,9 +40,15 @@ def _upright(layer: ConvLayer, source: Tensor, target: Tensor
         g, height=g.width, width=1, kernel=g.kernel[::-1], stride=g.stride[::-1],
         dilation=g.dilation[::-1], padding=(g.padding[1], 0, g.padding[3], 0))
     source, target = (
-        replace(t, height=t.width, width=1, pads=(t.pads[1], 0, t.pads[3], 0))
+        replace(t, height=t.width, width=1, pads=(t.pads[1], 0, t.pads[3], 0),
+                strip_height=t.width)
         for t in (source, target))
     return replace(layer, geometry=turned, one_dimensional=False), source, target
+
+
+def _within(rows: range, part: slice) -> slice:
+    """The rows that lie in a part, as a slice of them."""
+    return slice(max(part.start - rows.start, 0), max(part.stop - rows.start, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,23 +212,37 @@ class ConvCompiler:
         free = build.free_after(destination, destination + words)
         top = first * g.stride[0] - g.padding[0]
         end = top + self.line // pitch
-        for rows, begin, shift in (
-            (range(max(top, 0), min(end, height)), max(-top, 0), Shift.NONE),
-            (range(top + height, height), 0, Shift.UP),
-            (range(0, end - height), height - top, Shift.DOWN),
-        ):
+        # Rows of a strip, and that one of them which stands first in the buffer.
+        own = range(max(top, 0), min(end, height))
+        below = range(end - height)
+        pieces = [(range(top + height, height), top + height, Shift.UP)]
+        for part in (slice(0, source.height % height), slice(source.height % height, height)):
+            pieces.append((own[_within(own, part)], top, Shift.NONE))
+            pieces.append((below[_within(below, part)], top - height, Shift.DOWN))
+        for rows, zeroth, shift in pieces:
             if not rows:
                 continue
             ready = build.rows_written(source.address, range(group, group + 1), rows)
-            gap = self.line - len(rows) * pitch
             build.commands.append(Load(
                 address=source.word_address(group, inputs.start, rows.start, -source.pads[1]),
-                destination=destination + begin * pitch,
+                destination=destination + (rows.start - zeroth) * pitch,
                 line_beats=len(rows) * pitch * config.lanes // config.bus_bytes, lines=lines,
-                stride=source.plane * source.word_bytes, gap=gap, shift=shift,
-                strips=source.strips, fill=self.linear.input_zero_point, wait=max(ready, free)))
+                stride=source.plane * source.word_bytes, gap=self.line - len(rows) * pitch,
+                shift=shift, fill=self.linear.input_zero_point,
+                mask=self._mask(rows.start, shift), wait=max(ready, free)))
             build.loads += 1
         return destination
+
+    def _mask(self, row: int, shift: Shift) -> int:
+        """Lanes for which there is no such row of the map in the strip that it comes from."""
+        source, mask = self.source, 0
+        step = {Shift.NONE: 0, Shift.UP: -1, Shift.DOWN: 1}[shift]
+        for lane in range(source.lanes):
+            strip = lane % source.strips + step
+            # Above a strip without any rows anything may stand.
+            if strip < 0 or (step >= 0 and strip * source.strip_height + row >= source.height):
+                mask |= 1 << lane
+        return mask
 
     def _exec(self, piece: tuple[int, PackedStreams], p: Pass, t: int, place: "_Place",
               weights_address: int) -> None:

@@ -118,8 +118,8 @@ class ConvView:
     @cached_property
     def geometry(self) -> Geometry:
         """Geometry of the convolution, or of each strip."""
-        cut = self.layer.geometry.cut(self.source.strips) if self.source.strips > 1 else None
-        return cut or self.layer.geometry
+        whole = self.layer.geometry
+        return whole.strip(self.source.strip_height) or whole if self.source.strips > 1 else whole
 
     def start(self, row: int, line: int) -> int:
         """Word of a line of so many words where the window of output row ``row`` begins."""

@@ -9,7 +9,7 @@ read beyond it; the host writes the padding, the core only what is inside.
 Few samples leave lanes without work, so maps may be cut into *strips* of rows: strip ``s`` of
 sample ``n`` takes the place of sample ``n * strips + s`` of maps that are so much lower. There are
 no rows of padding then: what a convolution reads beyond its strip, a LOAD takes from the
-neighbour's lane.
+neighbour's lane. Rows of the last strips that are beyond the map hold anything.
 
 The words of a channel, a *plane*, and those of a group are padded to whole beats of the bus, so
 that a LOAD can begin with any channel and any group; but a vector's channels lie without gaps. What
@@ -66,7 +66,8 @@ class Tensor:
     plane : int                    Words from one channel to the next.
     pitch : int                    Words from one group to the next.
     raw : bool                     Elements are int32, not int8.
-    strips : int                   Of each sample; a power of two that divides height and lanes.
+    strips : int                   Of each sample; a power of two, at most ``lanes``.
+    strip_height : int             Rows of a strip, or of the map if it is not cut.
     """
 
     address: int
@@ -78,38 +79,36 @@ class Tensor:
     pads: tuple[int, int, int, int]
     plane: int
     pitch: int
-    raw: bool = False
-    strips: int = 1
+    raw: bool
+    strips: int
+    strip_height: int
 
     @classmethod
     def of(
         cls, config: CoreConfig, channels: int, columns: int, *, height: int = 1, width: int = 1,
         pads: tuple[int, int, int, int] = (0, 0, 0, 0), address: int = 0, raw: bool = False,
-        strips: int = 1,
+        strips: int = 1, strip_height: int | None = None,
     ) -> "Tensor":
         """Lays out a tensor for a core.
 
         Rows of strips begin with a beat, so that a LOAD can begin with any of them.
         """
+        if strip_height is None:
+            strip_height = ceil_div(height, strips)
         if strips > 1:
             row = round_up(pads[1] + width + pads[3], config.line_words)
             pads = (0, pads[1], 0, row - width - pads[1])
-        plane = (height // strips + pads[0] + pads[2]) * (width + pads[1] + pads[3])
+        plane = (strip_height + pads[0] + pads[2]) * (width + pads[1] + pads[3])
         if plane > 1:
             plane = round_up(plane, config.line_words)
         pitch = round_up(max(channels, 1) * plane, config.line_words)
         return cls(address, channels, height, width, columns, config.lanes, pads, plane, pitch, raw,
-                   strips)
+                   strips, strip_height)
 
     @property
     def groups(self) -> int:
         """Groups of ``lanes`` samples, or strips of samples."""
         return ceil_div(self.columns * self.strips, self.lanes)
-
-    @property
-    def strip_height(self) -> int:
-        """Rows of a strip."""
-        return self.height // self.strips
 
     @property
     def row_pitch(self) -> int:
@@ -173,7 +172,11 @@ class Tensor:
         words = np.full((self.groups, self.pitch, self.lanes), padding, self.dtype)
         columns = self.columns * self.strips
         if self.strips > 1:
-            values = values.reshape(self.channels, self.strips, -1, self.columns)
+            rows = self.strips * self.strip_height
+            maps = np.full((self.channels, rows, self.width, self.columns), padding, self.dtype)
+            maps[:, : self.height] = values.reshape(
+                self.channels, self.height, self.width, self.columns)
+            values = maps.reshape(self.channels, self.strips, -1, self.columns)
             values = values.transpose(0, 2, 3, 1)
         values = values.reshape(-1, columns)
         whole = columns // self.lanes
@@ -201,7 +204,9 @@ class Tensor:
         values = values[:, : self.columns * self.strips]
         if self.strips > 1:
             values = values.reshape(self.channels, -1, self.columns, self.strips)
-            values = values.transpose(0, 3, 1, 2).reshape(-1, self.columns)
+            values = values.transpose(0, 3, 1, 2).reshape(
+                self.channels, -1, self.width * self.columns)
+            values = values[:, : self.height].reshape(-1, self.columns)
         values = np.ascontiguousarray(values, dtype=native)
         if self.height * self.width == 1:
             return values

@@ -161,7 +161,7 @@ class Machine:
     def _check_load(self, command: Load) -> None:
         config = self.config
         beat = config.bus_bytes
-        if command.shift and (not config.shifts or command.strips > config.lanes):
+        if (command.shift or command.mask) and not config.shifts:
             raise MachineFault(FaultCode.DESC)
         if (command.address % beat or command.stride % beat
                 or command.destination % config.line_words or command.gap % config.line_words
@@ -318,13 +318,10 @@ class Machine:
 
 
 def _shifted(words: NDArray[np.int8], command: Load) -> NDArray[np.int8]:
-    """Moves the elements of words by a lane, within samples of so many strips."""
-    if command.shift == Shift.NONE:
-        return words
-    step = 1 if command.shift == Shift.UP else -1
-    lanes = np.arange(words.shape[1])
-    edge = lanes % command.strips == (0 if step == 1 else command.strips - 1)
-    return np.where(edge, np.int8(command.fill), np.roll(words, step, axis=1))
+    """Moves the elements of words by a lane, and fills those of masked lanes."""
+    step = {Shift.NONE: 0, Shift.UP: 1, Shift.DOWN: -1}[command.shift]
+    masked = [bool(command.mask >> lane & 1) for lane in range(words.shape[1])]
+    return np.where(masked, np.int8(command.fill), np.roll(words, step, axis=1))
 
 
 def _wrap(values: NDArray[np.int64], width: int) -> NDArray[np.int64]:

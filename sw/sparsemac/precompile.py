@@ -103,13 +103,15 @@ class _Store:
 def _fits(program: Program, segment: Segment, columns: int, core: Core) -> bool:
     """Whether a program has the tensors of a segment, and the memory that it takes is there."""
     shapes = segment.shapes
-    strips = segment.strips(columns, core.config)
+    cut = segment.cut(columns, core.config)
     for numbers, tensors in ((segment.inputs, program.inputs),
                              (segment.outputs, program.outputs)):
         if len(numbers) != len(tensors):
             return False
         for number, tensor in zip(numbers, tensors, strict=True):
-            if shapes[number].place(core.config, columns, tensor.address, strips) != tensor:
+            place = shapes[number].place(
+                core.config, columns, tensor.address, cut.strips, cut.heights[number])
+            if place != tensor:
                 return False
     if program.input_padding != tuple(shapes[i].padding for i in segment.inputs):
         return False

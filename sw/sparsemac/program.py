@@ -177,12 +177,12 @@ def _room(tensor: Tensor, config: CoreConfig) -> int:
 
 def _fewer(segment: Segment, columns: int, config: CoreConfig) -> int:
     """Largest number of columns that takes less than these do; 0 if there is none."""
-    strips = segment.strips(columns, config)
+    strips = segment.cut(columns, config).strips
     held = config.lanes // strips
     if columns > held:
         return (columns - 1) // held * held
     half = columns // 2
-    return half if half and segment.strips(half, config) > strips else 0
+    return half if half and segment.cut(half, config).strips > strips else 0
 
 
 def _check_size(commands: int, tensors: Sequence[Tensor], needed: int, image_bytes: int,
@@ -216,7 +216,7 @@ class _Emitter:
         self._segment, self._columns, self._config = segment, columns, config
         self._memory_base, self._cache = memory_base, cache
         self._decisions: dict[int, Decision] = {}
-        self._strips = segment.strips(columns, config)
+        self._cut = segment.cut(columns, config)
 
     def emit(self, command_bytes: int, image_bytes: int
              ) -> tuple[Builder, dict[int, Tensor], list[LayerPlan]]:
@@ -245,7 +245,8 @@ class _Emitter:
         tensors = {}
         for number in (*segment.inputs, *inside, *segment.outputs):
             tensor = shapes[number].place(
-                self._config, self._columns, address, self._strips)
+                self._config, self._columns, address, self._cut.strips,
+                self._cut.heights[number])
             tensors[number] = tensor
             address += _room(tensor, self._config)
         return tensors

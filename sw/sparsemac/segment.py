@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is compiled together: layers between tensors, run with one doorbell."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,9 +13,9 @@ from .config import CoreConfig
 from .conv import ConvLayer
 from .errors import UnsupportedLayer
 from .layer import LinearLayer
-from .layout import Tensor, ceil_div
+from .layout import Tensor, ceil_div, round_up
 
-__all__ = ["Segment", "TensorShape", "Use"]
+__all__ = ["Cut", "Segment", "TensorShape", "Use"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,10 +66,12 @@ class TensorShape:
         """Elements of one sample."""
         return self.channels * self.height * self.width
 
-    def place(self, config: CoreConfig, columns: int, address: int, strips: int = 1) -> Tensor:
+    def place(self, config: CoreConfig, columns: int, address: int, strips: int = 1,
+              strip_height: int | None = None) -> Tensor:
         """Lays the tensor out at an address."""
         return Tensor.of(config, self.channels, columns, height=self.height, width=self.width,
-                         pads=self.pads, address=address, raw=self.raw, strips=strips)
+                         pads=self.pads, address=address, raw=self.raw, strips=strips,
+                         strip_height=strip_height)
 
 
 def _written(layer: LinearLayer | ConvLayer) -> TensorShape:
@@ -84,6 +87,14 @@ def _read(layer: LinearLayer | ConvLayer) -> TensorShape:
         g = layer.geometry
         return TensorShape(g.channels, g.height, g.width)
     return TensorShape(layer.inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How maps are cut into strips: how many, and by tensor how high they are."""
+
+    strips: int
+    heights: dict[int, int]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -140,20 +151,56 @@ class Segment:
             makers[use.target] = use.linear.name
         return shapes
 
-    def strips(self, columns: int, config: CoreConfig) -> int:
-        """Into how many strips each sample's maps are cut, so that few samples use all lanes.
+    def cut(self, columns: int, config: CoreConfig) -> Cut:
+        """Decides into how many strips maps are cut, so that few samples use all lanes.
 
-        As many as make the least work, each group of lanes being as much as a strip is high.
+        Into as many as make the least work: multiply-accumulates of one lane, over all groups.
         """
-        choices, strips = [1], 2
-        while config.shifts and strips <= config.lanes and self._can_be_cut(strips):
-            choices.append(strips)
+        best = Cut(1, {number: shape.height for number, shape in self.shapes.items()})
+        least = ceil_div(columns, config.lanes) * self._work(best.heights)
+        strips = 2
+        while config.shifts and strips <= config.lanes:
+            heights = self._strip_heights(strips)
+            if heights is not None:
+                work = ceil_div(columns * strips, config.lanes) * self._work(heights)
+                if work < least:
+                    best, least = Cut(strips, heights), work
             strips *= 2
-        return min(choices, key=lambda n: (ceil_div(columns * n, config.lanes) / n, n))
+        return best
 
-    def _can_be_cut(self, strips: int) -> bool:
-        return all(isinstance(use.layer, ConvLayer) and use.layer.geometry.cut(strips) is not None
-                   for use in self.uses)
+    def _work(self, heights: dict[int, int]) -> float:
+        work = 0.0
+        for use in self.uses:
+            macs, height = use.linear.weights.nnz, 1
+            if isinstance(use.layer, ConvLayer):
+                macs, height = use.layer.macs, use.layer.geometry.out_height
+            work += macs * heights[use.target] / height
+        return work
+
+    def _strip_heights(self, strips: int) -> dict[int, int] | None:
+        """Rows of a strip of each tensor; None if the maps cannot be cut so.
+
+        A strip of what a convolution reads is its stride times as high as one of what it writes.
+        """
+        root: dict[int, int] = {}  # of each tensor, the first one that leads to it
+        steps: dict[int, int] = {}  # rows of its root that one of its rows stands for
+        for use in self.uses:
+            if not isinstance(use.layer, ConvLayer):
+                return None
+            first = root.setdefault(use.source, use.source)
+            step = steps.setdefault(use.source, 1)
+            root[use.target], steps[use.target] = first, step * use.layer.geometry.stride[0]
+        shapes, heights = self.shapes, {}
+        for first in set(root.values()):
+            chain = [number for number in root if root[number] == first]
+            least = max(steps[n] * ceil_div(shapes[n].height, strips) for n in chain)
+            rows = round_up(least, math.lcm(*(steps[n] for n in chain)))
+            heights |= {n: rows // steps[n] for n in chain}
+        for use in self.uses:
+            assert isinstance(use.layer, ConvLayer)
+            if use.layer.geometry.strip(heights[use.source]) is None:
+                return None
+        return heights
 
     def _check_source(self, use: Use, have: TensorShape, want: TensorShape, maker: str) -> None:
         name = use.linear.name

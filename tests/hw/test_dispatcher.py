@@ -53,7 +53,7 @@ def expected_fault(config, raw, loads, execs):
         return FaultCode.DESC
     beat = config.bus_bytes
     if isinstance(command, Load):
-        if command.shift and (not config.shifts or command.strips > config.lanes):
+        if (command.shift or command.mask) and not config.shifts:
             return FaultCode.DESC
         align = (
             command.address % beat or command.stride % beat or command.gap % config.line_words
@@ -88,8 +88,8 @@ def random_load(rng, config, execs):
         stride=rng.randrange(2**20) * config.bus_bytes,
         gap=rng.randrange(config.act_depth // config.line_words) * config.line_words,
         shift=rng.choice(list(Shift)) if config.shifts else Shift.NONE,
-        strips=1 << rng.randint(0, config.lanes.bit_length() - 1),
         fill=rng.randint(-128, 127),
+        mask=rng.getrandbits(64) if config.shifts else 0,
         wait=rng.randint(0, execs),
     )
 
@@ -140,9 +140,8 @@ def payload_fields(command, payload):
     """(field, handed on, in the command) of all fields."""
     handed, pairs = payload.command, [("wait", payload.wait, command.wait)]
     if isinstance(command, Load):
-        names = ["address", "destination", "line_beats", "lines", "stride", "gap", "shift"]
-        pairs += [("strips", 1 << handed.strip_bits, command.strips),
-                  ("fill", handed.fill, command.fill & 0xFF)]
+        names = ["address", "destination", "line_beats", "lines", "stride", "gap", "shift", "mask"]
+        pairs.append(("fill", handed.fill, command.fill & 0xFF))
     else:
         names = [
             "weights", "beats", "output", "base", "limit", "positions", "width", "step",
@@ -286,9 +285,8 @@ DEFECTS = [
     ("load", {"w7": 256}, FaultCode.SIZE),
     ("load", {"w7": 255}, None),
     ("load", {"w8": 3}, FaultCode.DESC),
-    ("load", {"w8": 1 | 4 << 4}, FaultCode.DESC),
-    ("load", {"w8": 2 | 3 << 4}, None),
-    ("load", {"w8": 7 << 4}, None),
+    ("load", {"w8": 2}, None),
+    ("load", {"w8": 7 << 4, "w9": 0x1FF, "w10": 1}, None),
     ("exec", {"w1": 2}, FaultCode.DESC),
     ("exec", {"w11": EXEC_FORM[11] | 3 << 8}, FaultCode.DESC),
     ("exec", {"w11": 9}, FaultCode.DESC),
@@ -336,7 +334,9 @@ def test_b1_b8_names_the_rule_that_a_command_breaks(kind, changes, code):
     (BASE.replace(lanes=1), "load", {"w7": 12}, FaultCode.ALIGN),
     (BASE.replace(lanes=1), "load", {"w8": 1}, FaultCode.DESC),
     (BASE.replace(lanes=32), "load", {"w8": 1}, FaultCode.DESC),
-    (BASE.replace(lanes=4), "load", {"w8": 2 | 2 << 4, "w7": 2}, None),
+    (BASE.replace(lanes=32), "load", {"w9": 1}, FaultCode.DESC),
+    (BASE.replace(lanes=32), "load", {"w10": 1}, FaultCode.DESC),
+    (BASE.replace(lanes=4), "load", {"w8": 2, "w7": 2, "w9": 1}, None),
     (BASE.replace(lanes=32), "load", {"w4": 6}, FaultCode.ALIGN),
     (BASE.replace(lanes=32), "exec", {"w4": 0x3010}, FaultCode.ALIGN),
     (BASE.replace(psum_depth=0), "exec", {"w11": EXEC_FORM[11] | 1 << 10}, FaultCode.SIZE),

@@ -23,17 +23,17 @@ def beat_at(address, bus_width):
     return random.Random(address).getrandbits(bus_width)
 
 
-def shifted(beat, config, shift, strip_bits, fill):
-    """A beat with the elements of its words a lane further."""
-    if shift == Shift.NONE:
+def shifted(beat, config, shift, fill, mask):
+    """A beat with the elements of its words a lane further, but ``fill`` where masked."""
+    if not config.shifts:
         return beat
-    data, strips = beat.to_bytes(config.bus_bytes, "little"), 1 << strip_bits
-    step = -1 if shift == Shift.UP else 1  # to the lane that an element comes from
+    data = beat.to_bytes(config.bus_bytes, "little")
+    step = {Shift.NONE: 0, Shift.UP: -1, Shift.DOWN: 1}[shift]  # to where an element comes from
     out = bytearray()
     for k in range(config.bus_bytes):
         lane = k % config.lanes
-        same_sample = 0 <= lane % strips + step < strips
-        out.append(data[k + step] if same_sample else fill)
+        source = k - lane + (lane + step) % config.lanes
+        out.append(fill if mask >> lane & 1 else data[source])
     return int.from_bytes(out, "little")
 
 
@@ -46,7 +46,7 @@ class Twin:
         self.reads = []
 
     def load(self, address, destination, line_beats, lines, stride, gap=0, shift=Shift.NONE,
-             strip_bits=0, fill=0):
+             fill=0, mask=0):
         """Returns the address of the line that does not fit, or None."""
         config = self.config
         word = destination
@@ -56,7 +56,7 @@ class Twin:
                 return at
             for beat in range(line_beats):
                 sub = beat % config.word_beats
-                data = shifted(beat_at(at, config.bus_width), config, shift, strip_bits, fill)
+                data = shifted(beat_at(at, config.bus_width), config, shift, fill, mask)
                 self.writes.append((word // config.line_words, sub, data))
                 self.reads.append(at)
                 at += config.bus_bytes
@@ -135,8 +135,8 @@ def random_load(rng, config):
         "stride": rng.choice([0, 1, 3, 100]) * config.bus_bytes,
         "gap": gap * config.line_words,
         "shift": shift,
-        "strip_bits": rng.randint(0, config.lanes.bit_length() - 1),
         "fill": rng.randrange(256),
+        "mask": rng.choice([0, rng.getrandbits(64)]),
     }
 
 

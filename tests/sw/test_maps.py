@@ -101,10 +101,29 @@ def test_strips_of_few_samples_see_their_neighbours(core, rng, columns, strips):
     assert core.config.lanes == 4 and result.program.output.strips == strips
 
 
+@pytest.mark.parametrize("columns, strips, heights", [(1, 4, (4, 2)), (2, 2, (8, 4))])
+def test_strips_beyond_the_end_of_a_map_are_padding(core, rng, columns, strips, heights):
+    """13 rows and then 7, in strips; then 5 without padding."""
+    layers = [
+        random_conv(rng, Geometry(channels=2, height=13, width=6, kernel=(3, 3), stride=(2, 2),
+                                  padding=(1, 1, 1, 1)), 5, 0.5, name="a"),
+        random_conv(rng, Geometry(channels=5, height=7, width=3, kernel=(3, 3),
+                                  padding=(1, 1, 1, 1)), 4, name="b"),
+        random_conv(rng, Geometry(channels=4, height=7, width=3, kernel=(3, 3)), 3, name="c"),
+    ]
+    result = check(core, layers, random_maps(rng, layers[0], columns))
+    ends = result.program.input, result.program.output
+    assert [end.strips for end in ends] == [strips, strips]
+    assert tuple(end.strip_height for end in ends) == heights
+
+
 @pytest.mark.parametrize("geometry, strips", [
     (Geometry(channels=2, height=16, width=3, kernel=(3, 3), padding=(1, 1, 1, 1)), 4),
-    (Geometry(channels=2, height=16, width=3, kernel=(3, 3)), 1),  # fewer rows than come in
-    (Geometry(channels=2, height=6, width=3, kernel=(3, 3), padding=(1, 1, 1, 1)), 2),
+    (Geometry(channels=2, height=16, width=3, kernel=(3, 3)), 4),
+    (Geometry(channels=2, height=13, width=3, kernel=(3, 3), padding=(1, 1, 1, 1)), 4),
+    (Geometry(channels=2, height=3, width=3, kernel=(3, 3), padding=(1, 1, 1, 1)), 4),
+    (Geometry(channels=2, height=6, width=3, kernel=(3, 3), padding=(1, 1, 1, 1)), 4),
+    # Halos of two rows, and a strip is no lower.
     (Geometry(channels=2, height=4, width=3, kernel=(5, 3), padding=(2, 1, 2, 1)), 2),
     (Geometry(channels=2, height=16, width=3, kernel=(1, 1), stride=(2, 1)), 4),
     (Geometry(channels=2, height=1, width=16, kernel=(1, 3), padding=(0, 1, 0, 1)), 1),
@@ -112,8 +131,8 @@ def test_strips_of_few_samples_see_their_neighbours(core, rng, columns, strips):
 def test_maps_are_cut_where_halos_are_not_higher_than_strips(rng, small_config, geometry, strips):
     layer = random_conv(rng, geometry, 3)
     config = replace(small_config, lanes=4, bus_width=64)
-    assert Segment.chain([layer]).strips(1, config) == strips
-    assert Segment.chain([layer]).strips(1, replace(config, bus_width=32, lanes=8)) == 1
+    assert Segment.chain([layer]).cut(1, config).strips == strips
+    assert Segment.chain([layer]).cut(1, replace(config, bus_width=32, lanes=8)).strips == 1
     with sparsemac.open("reference:", config, memory_bytes=MEMORY_BYTES) as core:
         check(core, [layer], random_maps(rng, layer, 1))
 

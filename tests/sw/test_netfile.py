@@ -53,7 +53,8 @@ KEYS = {
         netfile.Golden: "seed batch nodes",
         Program: "image image_address command_count inputs outputs input_padding fills areas macs "
                  "entries fillers format_bits parameter_bits estimated_cycles layers",
-        Tensor: "address channels height width columns lanes pads plane pitch raw strips",
+        Tensor: "address channels height width columns lanes pads plane pitch raw strips "
+                "strip_height",
         Area: "address length writable",
         LayerPlan: "name fmt tiling macs estimated_cycles",
         StreamFormat: "delta_bits absolute weight_bits",
