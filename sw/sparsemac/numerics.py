@@ -160,8 +160,10 @@ def check_no_overflow(csr: Csr, bias: NDArray[np.int32] | None, acc_width: int) 
     ------
     UnsupportedLayer    Naming the row, its bound and the limit.
     """
-    for extra, width in ((None, acc_width), (bias, 32)):
-        lowest, highest = accumulator_bounds(csr, extra)
+    bare = accumulator_bounds(csr)
+    added = np.int64(0) if bias is None else bias.astype(np.int64)
+    for extra, width in ((np.int64(0), acc_width), (added, 32)):
+        lowest, highest = (bound + extra for bound in bare)
         limit = 1 << width - 1
         worst = np.maximum(-lowest, highest + 1)
         if worst.size and worst.max() > limit:
