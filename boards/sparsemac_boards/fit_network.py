@@ -69,7 +69,7 @@ class NetworkFit(Fit):
 class _Work:
     """What one layer asks of a core: samples, and entries and rows at each position of its map.
 
-    ``strips`` is how many of them a sample's map can be cut into, a lane for each.
+    ``strips`` is how many a sample's map is cut into, by the lanes of a core that can do that.
     """
 
     columns: int
@@ -79,7 +79,7 @@ class _Work:
     rows: int
     longest: int
     input_words: int
-    strips: int
+    strips: dict[int, int]
 
     def least_cycles(self, config: CoreConfig) -> float:
         """What the entries take if every lane has work; no core is faster."""
@@ -91,9 +91,7 @@ class _Work:
 
         Infinite if a row is too long to be replayed, and no tile of it fits.
         """
-        strips = 1
-        if config.shifts and self.columns < config.lanes:
-            strips = min(self.strips, config.lanes)
+        strips = self.strips[config.lanes] if config.shifts else 1
         groups = math.ceil(self.columns * strips / config.lanes)
         positions = self.height * self.width // strips
         words = math.ceil(self.input_words / strips)
@@ -111,15 +109,10 @@ class _Work:
         return max(busy, traffic) + groups * tiles * EXEC_OVERHEAD_CYCLES
 
 
-def _strips_of(stage: DeviceStage) -> int:
-    """Into how many strips the maps of a stage can be cut: those of all its layers, or none."""
-    strips = 1
-    layers = [node.layer for node in stage.nodes]
-    while 2 * strips <= LANES[-1] and all(
-            isinstance(layer, ConvLayer) and layer.geometry.cut(2 * strips) is not None
-            for layer in layers):
-        strips *= 2
-    return strips
+def _strips_of(stage: DeviceStage, columns: int) -> dict[int, int]:
+    """Into how many strips the compiler cuts the maps of a stage, by the lanes there are."""
+    cores = (CoreConfig(lanes=lanes, bus_width=512) for lanes in LANES)
+    return {core.lanes: stage.segment.cut(columns, core).strips for core in cores}
 
 
 def _work_of(graph: Graph, batch: int) -> list[_Work]:
@@ -127,13 +120,14 @@ def _work_of(graph: Graph, batch: int) -> list[_Work]:
     works = []
     for stage in partition(graph):
         if isinstance(stage, DeviceStage):
-            strips = _strips_of(stage)
-            works += [_work(node.layer, (columns_of(graph, node) or 1) * times, strips)
+            columns = max(columns_of(graph, stage.nodes[0]) or 1, 1) * times
+            strips = _strips_of(stage, columns)
+            works += [_work(node.layer, columns, strips)
                       for node in stage.nodes if node.layer is not None]
     return works
 
 
-def _work(layer: Layer, columns: int, strips: int) -> _Work:
+def _work(layer: Layer, columns: int, strips: dict[int, int]) -> _Work:
     if isinstance(layer, ConvLayer):
         g = layer.geometry
         csr, height, width = layer.expanded.without_zeros(), g.out_height, g.out_width
@@ -142,7 +136,7 @@ def _work(layer: Layer, columns: int, strips: int) -> _Work:
         csr, height, width = layer.weights.without_zeros(), 1, 1
         words = layer.weights.shape[1]
     longest = int((csr.indptr[1:] - csr.indptr[:-1]).max()) if csr.shape[0] else 0
-    return _Work(max(columns, 1), height, width, csr.nnz, max(csr.shape[0], 1), longest, words,
+    return _Work(columns, height, width, csr.nnz, max(csr.shape[0], 1), longest, words,
                  strips)
 
 
@@ -183,7 +177,7 @@ def fastest(board: Board, graph: Graph, batch: int, fill: int = FILL, *,
     if not works:
         raise ValueError(f"network must have a layer that a core runs, {graph.name} has none")
     candidates = dict.fromkeys(
-        _candidates(search, max(work.columns * work.strips for work in works)))
+        _candidates(search, max(w.columns * max(w.strips.values()) for w in works)))
     if not candidates:  # what is left is tight, or nothing
         candidates = {largest(board, fill).config: None}
 
