@@ -209,9 +209,7 @@ class Core(wiring.Component):
             bank.locked.eq(control.busy | self._read_guard.pending | self._write_guard.pending),
             bank.start_refused.eq(control.busy | control.draining),
             control.finished.eq(
-                self._dispatcher.finished
-                & (self._loader.done_count == self._dispatcher.loads_issued)
-                & (self._executor.done_count == self._dispatcher.execs_issued)
+                self._dispatcher.finished & ~self._loader.busy & ~self._executor.busy
             ),
             control.progress.eq(
                 Cat(

@@ -148,9 +148,13 @@ class Dispatcher(wiring.Component):
         burst_bytes = min(COMMAND_BYTES, config.burst_beats * config.bus_bytes)
         bursts = COMMAND_BYTES // burst_bytes
         low_bits = burst_bytes.bit_length() - 1
-        address = Signal(32 - low_bits)
+        # The command's place is a sum: counting an address up would take a multiplexer to load it.
+        place = Signal(32 - low_bits - (bursts.bit_length() - 1))
+        burst_idx = Signal(range(bursts))
+        address = Cat(burst_idx, place)
         beat_idx = Signal(range(COMMAND_BYTES // config.bus_bytes))
-        is_last_burst = address[: bursts.bit_length() - 1].all()
+        is_last_burst = burst_idx == bursts - 1
+        m.d.sync += place.eq((self.command_address >> COMMAND_BYTES.bit_length() - 1) + self.index)
         m.d.comb += [
             self.o_burst.payload.address.eq(Cat(Const(0, low_bits), address)),
             self.o_burst.payload.beats.eq(burst_bytes // config.bus_bytes),
@@ -160,13 +164,12 @@ class Dispatcher(wiring.Component):
 
         with m.FSM(name="fetch"):
             with m.State("IDLE"):  # no job
-                m.d.sync += address.eq(self.command_address[low_bits:])
                 with m.If(self.start & ~refused):
                     m.next = "ASK"
             with m.State("ASK"):  # the command's bursts go to the read side
                 m.d.comb += self.o_burst.valid.eq(1)
                 with m.If(self.o_burst.ready):
-                    m.d.sync += address.eq(address + 1)
+                    m.d.sync += burst_idx.eq(burst_idx + 1)
                     with m.If(is_last_burst):
                         m.next = "FILL"
             with m.State("FILL"):  # its last beats are on their way

@@ -33,6 +33,7 @@ class Executor(wiring.Component):
     command : Out(exec_layout)           The EXEC at work.
     running : Out(1)                     An EXEC is at work.
     waiting : Out(1)                     An EXEC waits for its activations.
+    busy : Out(1)                        An EXEC is at work or waits.
     done_count : Out(16)                 EXECs of the job that are complete.
     """
 
@@ -45,6 +46,7 @@ class Executor(wiring.Component):
     command: Any
     running: Signal
     waiting: Signal
+    busy: Signal
     done_count: Signal
 
     def __init__(self, config: CoreConfig) -> None:
@@ -58,6 +60,7 @@ class Executor(wiring.Component):
             "command": Out(exec_layout),
             "running": Out(1),
             "waiting": Out(1),
+            "busy": Out(1),
             "done_count": Out(16),
         })
 
@@ -76,6 +79,7 @@ class Executor(wiring.Component):
             self.i.ready.eq(self.run.ready & ~pending_valid),
             met.eq(self.loads_done >= pending.wait),
             self.waiting.eq(~self.running & pending_valid & ~met),
+            self.busy.eq(self.running | pending_valid),
             complete.eq(self.running & settled & quiet),
         ]
         with m.If(self.i.ready & self.i.valid):
