@@ -68,7 +68,10 @@ class BurstSplitter(wiring.Component):
         is_first = Signal()
         # Beats from the block's beginning; 0 but for the first burst.
         offset = Signal(index_shape(block_beats))
+        # A block's number is loaded by adding it to 0, which takes no multiplexer as loading would.
         block = Signal(32 - beat_bits - offset_bits)
+        first_block = Signal.like(block)  # 0 but for the first burst
+        this_block = Signal(len(block) + 2)  # below the sum, a bit for the carry
         # Beats left, negated, so that one adder both counts them and tells the last burst by its
         # carry. Complementing is free where negating is not: the first addition makes up for it.
         minus_left = Signal(left_bits)
@@ -79,6 +82,7 @@ class BurstSplitter(wiring.Component):
             room.eq(block_beats - offset),
             total.eq(Cat(1, minus_left) + Cat(is_first, room)),
             is_last.eq(total[-1]),
+            this_block.eq(Cat(1, block) + Cat(~is_first, first_block)),
             self.i.ready.eq(~active),
         ]
 
@@ -89,20 +93,25 @@ class BurstSplitter(wiring.Component):
             m.d.sync += [
                 is_first.eq(0),
                 offset.eq(0),
-                block.eq(block + 1),
+                block.eq(this_block[1:]),
+                first_block.eq(0),
                 minus_left.eq(total[1:]),
                 active.eq(~is_last),
-                self.o.payload.address.eq(Cat(Const(0, beat_bits), offset[:offset_bits], block)),
+                self.o.payload.address.eq(
+                    Cat(Const(0, beat_bits), offset[:offset_bits], this_block[1 : 1 + len(block)])
+                ),
                 self.o.payload.beats.eq(Mux(is_last, ~minus_left + ~is_first, room)),
             ]
         with m.Elif(~active):
             m.d.sync += [
                 is_first.eq(1),
                 offset.eq(address[beat_bits:][:offset_bits]),
-                block.eq(address[beat_bits + offset_bits :]),
+                first_block.eq(address[beat_bits + offset_bits :]),
                 minus_left.eq(~self.i.payload.beats),
                 active.eq(self.i.valid),
             ]
+        with m.If(~active):  # outermost, for yosys to see a reset in it
+            m.d.sync += block.eq(0)
         with m.If(step | self.o.ready):
             m.d.sync += self.o.valid.eq(step)
         return m
