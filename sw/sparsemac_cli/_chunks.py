@@ -83,12 +83,17 @@ def samples_in(graph: Graph, arrays: Arrays) -> int:
 
 
 def default_batch(graph: Graph, samples: int, lanes: int) -> int:
-    """Samples to run at a time: one for each lane; more if that needs little compiling."""
+    """Samples to run at a time: all if lanes are left, whose maps are then cut into strips.
+
+    Else one for each lane; more if that needs little compiling.
+    """
     made_for = samples_of(graph)
     if not graph.batchable:
         return made_for
     lanes = round_up(lanes, made_for)
-    if samples <= lanes or any(isinstance(layer, ConvLayer) for layer in graph.layers):
+    if samples <= lanes:
+        return round_up(samples, made_for)
+    if any(isinstance(layer, ConvLayer) for layer in graph.layers):
         return lanes
     each = ceil_div(samples, ceil_div(samples, LINEAR_BATCH))
     return round_up(each, lanes)
