@@ -108,13 +108,17 @@ class ConvCompiler:
                tiling.rows_per_engine, len(p.channels), int(p.channels[0]), p.inputs[0].stop,
                len(p.inputs))
         if key not in self.build.cache:
-            matrices = [self.view.matrix(self.tiling, p.channels, inputs, self.line)
+            # Channels without a weight are written once; see `Program.fills`.
+            filled = self.linear.weights.without_zeros().row_lengths > 0
+            channels = p.channels[filled[p.channels]]
+            matrices = [self.view.matrix(self.tiling, channels, inputs, self.line)
                         for inputs in p.inputs]
-            self.build.cache[key] = self._pack_tiles(matrices, p)
+            self.build.cache[key] = self._pack_tiles(matrices, p, channels)
         return self.build.cache[key]
 
-    def _pack_tiles(self, matrices: list[Csr], p: Pass) -> list[PackedStreams]:
-        """Packs the channel tiles of a pass.
+    def _pack_tiles(self, matrices: list[Csr], p: Pass, channels: NDArray[np.int64]
+                    ) -> list[PackedStreams]:
+        """Packs the channel tiles of some channels of a pass.
 
         Engines get the same rows in all of them, as partial sums stay in an engine.
         """
@@ -128,14 +132,14 @@ class ConvCompiler:
                        * row_store_cycles(self.tiling, self.target, config))
         assigned = [interleave(rows, counts, config, positions, word_cycles)
                     for rows in balance_tiles(costs, config.engines, self.tiling.rows_per_engine)]
-        return [self._pack_tile(matrix, p, assigned, fmt, t)
+        return [self._pack_tile(matrix, p, channels, assigned, fmt, t)
                 for t, (matrix, fmt) in enumerate(zip(matrices, formats, strict=True))]
 
-    def _pack_tile(self, matrix: Csr, p: Pass, assigned: list[NDArray[np.int64]],
-                   fmt: StreamFormat, t: int) -> PackedStreams:
+    def _pack_tile(self, matrix: Csr, p: Pass, channels: NDArray[np.int64],
+                   assigned: list[NDArray[np.int64]], fmt: StreamFormat, t: int) -> PackedStreams:
         linear, tiling, target = self.linear, self.tiling, self.target
-        rows = np.repeat(p.channels, tiling.blocks)
-        starts = np.tile(np.array(tiling.block_starts), len(p.channels))
+        rows = np.repeat(channels, tiling.blocks)
+        starts = np.tile(np.array(tiling.block_starts), len(channels))
 
         def part(vector: NDArray | None, wanted: bool) -> NDArray | None:
             return vector[rows] if wanted and vector is not None else None

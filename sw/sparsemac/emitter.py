@@ -232,6 +232,10 @@ class LayerCompiler:
         """The matrix over the words of a group of the tensor that the layer reads."""
         return _over_words(self.layer.weights, self.source, self._order)
 
+    @cached_property
+    def _filled(self) -> NDArray[np.bool_]:
+        return self.weights.without_zeros().row_lengths > 0
+
     def plan(self) -> LayerPlan:
         """Returns what was decided."""
         return LayerPlan(self.layer.name, self.fmt, self.tiling,
@@ -241,6 +245,7 @@ class LayerCompiler:
         """Streams of one row tile, one for each column tile."""
         tiling = self.tiling
         rows = tiling.row_tiles[r].rows
+        rows = rows[self._filled[rows]]  # the others are written once; see `Program.fills`
         sizes = tiling.positions if tiling.row_tiles[r].replayed else (1,)
         key = (self.index, r, len(rows), int(rows.sum()), tiling.columns, tiling.rows_per_engine,
                max(sizes) == 1)

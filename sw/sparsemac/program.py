@@ -4,6 +4,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ._checks import as_int, as_int_in
 from .commands import COMMAND_BYTES, encode_list
 from .config import CoreConfig
@@ -11,6 +13,7 @@ from .conv import ConvLayer
 from .conv_emitter import ConvCompiler
 from .emitter import Builder, Decision, LayerCompiler, LayerPlan, PackedCache
 from .errors import UnsupportedLayer
+from .golden import run_layer
 from .layer import LinearLayer
 from .layout import Area, Tensor, round_up
 from .registers import WINDOW_GRANULE_BYTES
@@ -47,8 +50,9 @@ class Program:
     command_count : int            Commands at ``image_address``.
     inputs, outputs : tuple of Tensor    Where the host puts the inputs and finds the outputs.
     input_padding : tuple of int   What stands around the maps of each input.
-    fills : tuple of (address, bytes)    Tensors between layers that have padding, filled with it;
-                                   written once.
+    fills : tuple of (address, bytes)    Tensors with what the core never writes: padding, and the
+                                   outputs of rows without a weight, which are constants. Written
+                                   once.
     areas : tuple of Area          What the windows must cover.
     macs : int                     Useful multiply-accumulates: nonzeros times positions.
     entries, fillers : int         In the weight streams.
@@ -154,8 +158,8 @@ def compile_segment(
         inputs=tuple(tensors[i] for i in segment.inputs),
         outputs=tuple(tensors[i] for i in segment.outputs),
         input_padding=tuple(shapes[i].padding for i in segment.inputs),
-        fills=tuple(_fill(tensors[use.target], shapes[use.target]) for use in segment.uses
-                    if any(shapes[use.target].pads)),
+        fills=tuple(fill for use in segment.uses
+                    if (fill := _fill(tensors[use.target], shapes[use.target], use.linear))),
         areas=areas, macs=sum(p.macs for p in plans),
         entries=sum(p.entries for p in build.packed), fillers=sum(p.fillers for p in build.packed),
         format_bits=sum(p.format_bits for p in build.packed),
@@ -164,9 +168,18 @@ def compile_segment(
     )
 
 
-def _fill(tensor: Tensor, shape: TensorShape) -> tuple[int, bytes]:
-    """Where a tensor lies, and bytes that have its padding at every place."""
-    return tensor.address, bytes([shape.padding & 0xFF]) * tensor.length
+def _fill(tensor: Tensor, shape: TensorShape, linear: LinearLayer) -> tuple[int, bytes] | None:
+    """Where a tensor lies, and its bytes as they are before any job; None if it matters not."""
+    constant = np.flatnonzero(linear.weights.without_zeros().row_lengths == 0)
+    if not len(constant):
+        if not any(shape.pads):
+            return None
+        return tensor.address, bytes([shape.padding & 0xFF]) * tensor.length
+    values = np.full((shape.channels, shape.height, shape.width, tensor.columns), shape.padding,
+                     tensor.dtype)
+    outputs = run_layer(linear, np.zeros((linear.inputs, 1), np.int8))
+    values[constant] = outputs[constant][:, None, None]
+    return tensor.address, tensor.to_memory(values, shape.padding).tobytes()
 
 
 def _room(tensor: Tensor, config: CoreConfig) -> int:

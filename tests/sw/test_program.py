@@ -28,8 +28,9 @@ def rng():
 def simulate(program, config, x, base=0):
     """Runs a program; its windows are all that it may touch."""
     memory = np.random.default_rng(1).integers(0, 256, MEMORY_BYTES).astype(np.uint8)
-    at = program.image_address - base
-    memory[at : at + len(program.image)] = np.frombuffer(program.image, np.uint8)
+    for address, data in ((program.image_address, program.image), *program.fills):
+        at = address - base
+        memory[at : at + len(data)] = np.frombuffer(data, np.uint8)
     words = np.frombuffer(program.input.to_memory(x).tobytes(), np.uint8)
     at = program.input.address - base
     memory[at : at + len(words)] = words
@@ -59,6 +60,21 @@ def random_config(rng):
         depth=int(rng.choice([1, 3, 256])), act_depth=int(rng.choice([64, 128, 1024])),
         entry_depth=int(rng.choice([16, 64])), psum_depth=int(rng.choice([0, 16, 64, 256])),
         bus_width=int(rng.choice([32, 64, 128, 256])), fifo_depth=64)
+
+
+def test_rows_without_weights_are_constants_that_the_core_never_writes(rng):
+    layers = []
+    for cols in (30, 20):
+        layer = random_layer(rng, 20, cols)
+        dense = layer.weights.to_dense()
+        dense[[0, 7, 8, 19]] = 0
+        layers.append(replace(layer, weights=as_csr(dense)))
+    x = random_activations(rng, 30, 9)
+    program, counters = check(layers, x, CONFIG)
+    words = 2 * 16 * program.output.groups
+    assert counters["WRITE_BYTES"] == words * program.output.word_bytes
+    assert [address for address, _ in program.fills][-1] == program.output.address
+
 
 
 def test_random_networks_on_random_cores(rng):
