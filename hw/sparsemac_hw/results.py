@@ -140,16 +140,20 @@ class ResultPath(wiring.Component):
         position_word = Signal(32, reset_less=True)
         last_lane = Signal()
         ends_word = Signal()
+        # Signals of their own: read back from ``tag`` they look like a loop to a simulator.
+        out_word, raw = Signal(32), Signal()
         m.d.comb += [
+            out_word.eq(self.i_row.p.out_offset + position_word),
+            raw.eq(command.mode == OutputMode.RAW),
             last_lane.eq(lane == self._config.lanes - 1),
             ends_word.eq(self.i_valid & last_lane),
-            tag.out_word.eq(self.i_row.p.out_offset + position_word),
-            tag.raw.eq(command.mode == OutputMode.RAW),
+            tag.out_word.eq(out_word),
+            tag.raw.eq(raw),
             tag.last_lane.eq(last_lane),
         ]
         wraps, last_position = self._passes(m, ends_word)
         m.d.comb += self.i_row.ready.eq(ends_word & last_position)
-        self._place(m, tag, wraps, last_position)
+        self._place(m, tag, out_word, raw, wraps, last_position)
         with m.If(self.i_valid):
             m.d.sync += lane.eq((lane + 1) & (self._config.lanes - 1))
         with m.If(self.start | self.i_row.ready):
@@ -172,7 +176,8 @@ class ResultPath(wiring.Component):
                 m.d.sync += pointer.eq(pointer + 1)
         return read.data.wraps, read.data.last
 
-    def _place(self, m: Module, tag: data.View, wraps: Signal, last_position: Signal) -> None:
+    def _place(self, m: Module, tag: data.View, out_word: Signal, raw: Signal, wraps: Signal,
+               last_position: Signal) -> None:
         """Where in its beat a word goes, and whether the next one may join it there."""
         command, count = self.command, words_per_beat(self._config)
         if count == 1:
@@ -180,18 +185,18 @@ class ResultPath(wiring.Component):
             return
         bits = (count - 1).bit_length()
         word_bits = self._config.lanes.bit_length() - 1
-        place, closes = self._next_of(m, "", bits, tag, wraps, command.output[word_bits:])
+        place, closes = self._next_of(m, "", bits, out_word, wraps, command.output[word_bits:])
         if count > 4:  # words of int32 share beats, too
             wide, wide_closes = self._next_of(
-                m, "wide_", bits - 2, tag, wraps, command.output[word_bits + 2 :])
-            place = Mux(tag.raw, wide << 2, place)
-            closes = Mux(tag.raw, wide_closes, closes)
+                m, "wide_", bits - 2, out_word, wraps, command.output[word_bits + 2 :])
+            place = Mux(raw, wide << 2, place)
+            closes = Mux(raw, wide_closes, closes)
         else:
-            place = Mux(tag.raw, 0, place)
-            closes = closes | tag.raw
+            place = Mux(raw, 0, place)
+            closes = closes | raw
         m.d.comb += [tag.place.eq(place), tag.closes.eq(last_position | closes)]
 
-    def _next_of(self, m: Module, prefix: str, bits: int, tag: data.View, wraps: Signal,
+    def _next_of(self, m: Module, prefix: str, bits: int, out_word: Signal, wraps: Signal,
                  first: Value) -> tuple[Value, Value]:
         """Place of a word in its beat of ``2**bits``, and whether the next one is not behind it."""
         place = Signal(bits, name=f"{prefix}place")
@@ -203,7 +208,7 @@ class ResultPath(wiring.Component):
             m.d.sync += near.eq((step[bits:] == 0) & step[:bits].any())
             steps.append((near, step[:bits]))
         m.d.comb += [
-            place.eq(tag.out_word[:bits] + first[:bits]),
+            place.eq(out_word[:bits] + first[:bits]),
             following.eq(place + Mux(wraps, steps[1][1], steps[0][1])),
         ]
         return place, ~Mux(wraps, steps[1][0], steps[0][0]) | following[bits]
