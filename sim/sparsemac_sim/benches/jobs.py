@@ -210,10 +210,10 @@ def _is_small(program: Program, config: CoreConfig) -> bool:
 def _describe(layers: Sequence[LinearLayer | ConvLayer], columns: int) -> str:
     parts = []
     for layer in layers:
-        linear, on = layer, ""
         if isinstance(layer, ConvLayer):
-            linear, g = layer.linear, layer.geometry
-            on = f" on {g.height}x{g.width}"
+            linear, on = layer.linear, f" on {layer.geometry.height}x{layer.geometry.width}"
+        else:
+            linear, on = layer, ""
         parts.append(f"{linear.outputs}x{linear.inputs} int{linear.weight_bits} "
                      f"{linear.mode.name.lower()} {linear.weights.density:.0%}{on}")
     return ", ".join(parts) + f"; {columns} column{'s' if columns > 1 else ''}"
