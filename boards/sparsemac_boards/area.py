@@ -35,6 +35,7 @@ from sparsemac_hw.layouts import (
     words_per_beat,
 )
 from sparsemac_hw.reader import Reader
+from sparsemac_hw.results import pass_layout
 from sparsemac_hw.streams import DISTRIBUTED_DEPTH
 from sparsemac_hw.unpacker import entry_layout
 from sparsemac_hw.weights import WeightFetch
@@ -89,7 +90,8 @@ class MemoryShape:
     Attributes
     ----------
     width, depth : int    Bits of a word, words.
-    kind : str            "slice" if it is read without a clock, "block" if the gateware says so,
+    kind : str            "block" if the gateware says so (a read without a clock then takes the
+                          register behind it in), else "slice" if it is read without a clock, and
                           "any" if yosys may choose.
     count : int           How many there are.
     granularity : int     Bits that are written at a time; 0: whole words.
@@ -146,15 +148,16 @@ def engine_memories(config: CoreConfig) -> Iterator[MemoryShape]:
     raw_beats = max(1, config.out_word_bytes(raw=True) // config.bus_bytes)
     yield _queue(weight_beat_layout(config.bus_width).size, config.fifo_depth)
     yield _queue(15, Engine.ROWS_UNDER_WAY)
-    yield _queue(row_layout.size, Engine.ROWS_UNDER_WAY)
+    yield _queue(row_layout.size, Engine.ROWS_UNDER_WAY, block=True)
+    yield MemoryShape(pass_layout.size, config.out_words, "slice")
     yield _queue(out_beat_layout(config).size, config.out_words * raw_beats)
     yield MemoryShape(entry_layout.size, config.entry_depth, "any")
     yield MemoryShape(8 * config.line_words, config.act_depth // config.line_words, "any",
                       config.lanes)
     if partial_width(config) != config.acc_width:
-        yield MemoryShape(config.acc_width, max(2, group), "slice", buses)
+        yield MemoryShape(config.acc_width, max(2, group), "block", buses)
     if buses > 1:
-        yield _queue(config.acc_width, config.out_words * group, buses)
+        yield MemoryShape(config.acc_width, config.out_words * group, "block", buses)
     if config.psum_depth:
         yield MemoryShape(32, config.psum_depth, "any")
 
@@ -165,13 +168,13 @@ def shared_memories(config: CoreConfig) -> Iterator[MemoryShape]:
     word_beats = [max(1, config.out_word_bytes(raw) // config.bus_bytes) for raw in (False, True)]
     store_depth = max(16, 2 * word_beats[True])
     burst_bits = index_shape(config.burst_beats).width
-    yield _queue(2 + 32 - beat_bits + burst_bits, Reader.BURSTS_UNDER_WAY)
+    yield _queue(2 + 32 - beat_bits + burst_bits, Reader.BURSTS_UNDER_WAY, block=True)
     yield _queue(config.bus_width + words_per_beat(config) + 1, store_depth)
     yield _queue(32 - beat_bits + 1, store_depth // word_beats[False])
-    yield _queue(32 - beat_bits, Writer.MAX_OUTSTANDING)
+    yield _queue(32 - beat_bits, Writer.MAX_OUTSTANDING, block=True)
     yield _queue(32, WeightFetch.RUNS_UNDER_WAY)
     if config.counters:
-        yield MemoryShape(COUNTER_BITS, SLOTS, "slice")
+        yield MemoryShape(COUNTER_BITS, SLOTS, "block")
 
 
 def soc_memories(config: CoreConfig, memory_bytes: int) -> Iterator[MemoryShape]:

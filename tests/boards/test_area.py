@@ -62,8 +62,10 @@ def built(component):
             if not isinstance(sub, MemoryInstance):
                 walk(sub)
                 continue
-            kind = "block" if sub._attrs.get("ram_style") == "block" else "any"
-            if any(port._domain == "comb" for port in sub._read_ports):
+            kind = "any"
+            if sub._attrs.get("ram_style") == "block":
+                kind = "block"
+            elif any(port._domain == "comb" for port in sub._read_ports):
                 kind = "slice"
             found[Shape.cast(sub._data.shape).width, sub._data.depth, kind] += 1
 
