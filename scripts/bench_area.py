@@ -76,24 +76,24 @@ class Planned:
 
 SMALLEST = ("act_depth=64", "psum_depth=0", "entry_depth=16", "windows=1", "counters=false")
 
-#: Few, and most of them small; each parameter at several values, not always with the same others.
+#: Few, and the smallest first; each parameter at several values, not always with the same others.
 PLAN = (
     Planned("1x1", SMALLEST),
-    Planned("3x1", SMALLEST),
-    Planned("1x1", (*SMALLEST, "bus_width=256")),
     Planned("1x8", (*SMALLEST, "windows=8", "act_depth=2048")),
-    Planned("2x4", (*SMALLEST, "counters=true", "psum_depth=512")),
     Planned("1x16", (*SMALLEST, "act_depth=2048", "acc_width=24")),
+    Planned("1x1", (*SMALLEST, "bus_width=256")),
     Planned("1x1", SMALLEST, soc_memory_bytes=1 << 16),
-    Planned("1x1", (*SMALLEST, "bus_width=128"), soc_memory_bytes=1 << 16),
-    Planned("2x8", ("psum_depth=512",)),
     Planned("1x32"),
+    Planned("2x4", (*SMALLEST, "counters=true", "psum_depth=512")),
+    Planned("2x16", held_out=True),
+    Planned("3x1", SMALLEST),
+    Planned("2x8", ("psum_depth=512",)),
+    Planned("1x32", ("act_depth=1024", "bus_width=256", "psum_depth=0"), held_out=True),
     Planned("4x8", ("bus_width=128",), held_out=True),
+    Planned("1x1", (*SMALLEST, "bus_width=128"), soc_memory_bytes=1 << 16),
     Planned("1x16", ("act_depth=512", "bus_width=512", "psum_depth=0")),
     Planned("8x4", ("act_depth=4096", "entry_depth=1024", "psum_depth=256")),
     Planned("2x64"),
-    Planned("2x16", held_out=True),
-    Planned("1x32", ("act_depth=1024", "bus_width=256", "psum_depth=0"), held_out=True),
     Planned("12x1", ("act_depth=8192", "psum_depth=256"), held_out=True),
 )
 
