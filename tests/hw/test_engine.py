@@ -15,8 +15,8 @@ from sparsemac.registers import FaultCode
 from sparsemac.stream import entry_counts, pack
 from sparsemac_hw.engine import Engine
 from sparsemac_hw.testing import simulate
+from support.store import ADDRESSES, WordStore
 
-ADDRESSES = 1 << 32
 ENTRY_DEPTH = 16
 PSUM_DEPTH = 64
 
@@ -226,11 +226,9 @@ class Tally:
 
     STROBES = ("issued", "filler", "wait_short", "wait_store", "wait_weights")
 
-    def __init__(self, job):
-        self.output = job.command["output"]
-        self.image: dict[int, int] = {}
-        self.written = 0  # bytes, with repetitions
-        self.written_when_done = -1
+    def __init__(self, written):
+        self.written = written
+        self.written_when_done = -1  # bytes, with repetitions
         self.cycles = 0  # from ``start`` to ``done``
         self.count = dict.fromkeys(self.STROBES, 0)
 
@@ -248,7 +246,7 @@ class Bench:
                  max_cycles=20_000):
         print("seed", seed)
         self.config, self.jobs, self.rng = config, jobs, random.Random(seed)
-        self.pause, self.stall, self.hold_cycles = pause, stall, hold_cycles
+        self.pause, self.hold_cycles = pause, hold_cycles
         self.max_cycles = max_cycles
         self.dut = Engine(config)
         self.packed = [job.pack(config.bus_bytes) for job in jobs]
@@ -256,10 +254,10 @@ class Bench:
         self.faults: list[int] = []
         self.image_at_fault: dict[int, int] = {}
         self.loaded = 0
-        self.part = 0  # beats of the output word that have come
+        self.store = WordStore(config, self.rng, stall)
 
     def run(self):
-        simulate(self.dut, self.control, background=[self.feed, self.load, self.store, self.watch],
+        simulate(self.dut, self.control, background=[self.feed, self.load, self.serve, self.watch],
                  max_cycles=self.max_cycles)
         return self
 
@@ -272,7 +270,7 @@ class Bench:
         for job in self.jobs:
             while self.loaded <= len(self.tallies):
                 await ctx.tick()
-            self.tallies.append(tally := Tally(job))
+            self.tallies.append(tally := Tally(self.store.begin(job.command["output"])))
             ctx.set(dut.command, job.command)
             ctx.set(dut.start, 1)
             *_, done = await ctx.tick().sample(dut.done)
@@ -281,13 +279,13 @@ class Bench:
             while not done and not self.faults:
                 *_, done = await ctx.tick().sample(dut.done)
                 tally.cycles += 1
-            tally.written_when_done = tally.written
+            tally.written_when_done = tally.written.count
             if self.faults:
                 break
         for _ in range(self.SETTLE_CYCLES):
             *_, done = await ctx.tick().sample(dut.done)
             assert done or self.faults, "done was taken back"
-        assert self.faults or self.part == 0, "a word lacks its last beat"
+        assert self.faults or self.store.part == 0, "a word lacks its last beat"
 
     async def feed(self, ctx):
         i = self.dut.i
@@ -324,41 +322,9 @@ class Bench:
                 ctx.set(dut.w_en, 0)
             self.loaded += 1
 
-    async def store(self, ctx):
-        o = self.dut.o
-        held = None
-        while True:
-            holds = bool(self.tallies) and self.tallies[-1].cycles < self.hold_cycles
-            ready = not holds and self.rng.random() >= self.stall
-            ctx.set(o.ready, ready)
-            *_, valid, beat = await ctx.tick().sample(o.valid, o.p)
-            assert held is None or (valid and beat == held), "beat changed while stalled"
-            held = beat if valid and not ready else None
-            if valid and ready:
-                self.take(beat)
-
-    def take(self, beat):
-        """Puts the bytes of a beat where the store would."""
-        bus_bytes = self.config.bus_bytes
-        size = self.config.out_word_bytes(beat.raw)
-        assert beat.first == (self.part == 0)
-        address = self.tallies[-1].output + beat.out_word * size
-        address += self.part * bus_bytes
-        data = beat.data.to_bytes(bus_bytes, "little")
-        for k in self.covered(beat, address, size):
-            self.tallies[-1].image[(address // bus_bytes * bus_bytes + k) % ADDRESSES] = data[k]
-            self.tallies[-1].written += 1
-        self.part = (self.part + 1) % max(1, size // bus_bytes)
-        assert beat.last == (self.part == 0)
-
-    def covered(self, beat, address, size):
-        """Which bytes of a beat are there."""
-        bus_bytes = self.config.bus_bytes
-        if "filled" in dict(beat.shape()):
-            count = max(1, bus_bytes // self.config.lanes)
-            return [k for k in range(bus_bytes) if beat.filled >> k * count // bus_bytes & 1]
-        start = address % bus_bytes
-        return range(start, start + min(size, bus_bytes))
+    async def serve(self, ctx):
+        await self.store.run(ctx, self.dut.o, lambda: bool(
+            self.tallies) and self.tallies[-1].cycles < self.hold_cycles)
 
     async def watch(self, ctx):
         dut = self.dut
@@ -366,7 +332,7 @@ class Bench:
         async for _, _, fault, *values in ctx.tick().sample(dut.fault, *strobes):
             if fault:
                 if not self.faults:
-                    self.image_at_fault = dict(self.tallies[-1].image)
+                    self.image_at_fault = dict(self.tallies[-1].written.image)
                 self.faults.append(fault)
             seen = dict(zip(Tally.STROBES, values, strict=True))
             assert sum(seen.values()) - seen["filler"] <= 1, "two reasons in one cycle"
@@ -385,8 +351,8 @@ def check(config, jobs, seed, **options):
     assert bench.faults == []
     for k, (job, tally) in enumerate(zip(jobs, bench.tallies, strict=True)):
         expected = twin.run(job)
-        assert tally.image == expected, f"EXEC {k}"
-        assert tally.written == tally.written_when_done == len(expected), f"EXEC {k}"
+        assert tally.written.image == expected, f"EXEC {k}"
+        assert tally.written.count == tally.written_when_done == len(expected), f"EXEC {k}"
         assert tally.count["issued"] == job.issued, f"EXEC {k}"
         assert tally.count["filler"] == bench.packed[k].fillers, f"EXEC {k}"
     return bench
@@ -572,7 +538,7 @@ def check_fault(config, job, code, seed, good):
     tally, size = bench.tallies[0], config.out_word_bytes(job.command["mode"] == RAW)
     assert bench.faults and FaultCode(bench.faults[0]) == code
     assert bench.image_at_fault.items() <= Twin(config).run(good).items()
-    assert tally.written <= job.words * size
+    assert tally.written.count <= job.words * size
     return len(bench.image_at_fault)
 
 

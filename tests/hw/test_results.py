@@ -13,8 +13,8 @@ from sparsemac.numerics import requantize
 from sparsemac_hw.results import ResultPath
 from sparsemac_hw.testing import simulate
 from support.bits import Row
+from support.store import ADDRESSES, WordStore
 
-ADDRESSES = 1 << 32
 PSUM_DEPTH = 64
 
 RAW, SINGLE, DOUBLE = OutputMode
@@ -129,7 +129,7 @@ class Bench:
     """A result path between lanes that pause and a store that stalls at random.
 
     Sums obey the credits, as the issuer makes them; what may not happen is asserted where it would
-    show. ``images`` has what each EXEC wrote, ``written`` how many bytes, with repetitions.
+    show. ``store.written`` has what each EXEC wrote.
     """
 
     MAX_CYCLES = 20_000
@@ -137,20 +137,18 @@ class Bench:
     def __init__(self, config, jobs, seed, *, pause=0.2, stall=0.3):
         print("seed", seed)
         self.config, self.jobs, self.rng = config, jobs, random.Random(seed)
-        self.pause, self.stall = pause, stall
+        self.pause = pause
         self.dut = ResultPath(config)
         self.credits = config.out_words
         self.passes: list[dict[str, bool]] = []
-        self.images: list[dict[int, int]] = []
-        self.written: list[int] = []
         self.returned: list[int] = []
         self.overruns: list[int] = []
-        self.part = 0  # beats of the word that have come
+        self.store = WordStore(config, self.rng, stall)
 
     def run(self):
-        simulate(self.dut, self.drive, background=[self.store, self.watch],
+        simulate(self.dut, self.drive, background=[self.serve, self.watch],
                  max_cycles=self.MAX_CYCLES)
-        assert self.part == 0, "a word lacks its last beat"
+        assert self.store.part == 0, "a word lacks its last beat"
         return self
 
     # -- lanes and rows -------------------------------------------------------------------------
@@ -163,9 +161,9 @@ class Bench:
 
     async def execute(self, ctx, job):
         dut = self.dut
-        for results in (self.written, self.returned, self.overruns):
+        for results in (self.returned, self.overruns):
             results.append(0)
-        self.images.append({})
+        self.store.begin(job.command["output"])
         ctx.set(dut.command, job.command)
         count, width = job.command["positions"], job.command["width"]
         self.passes = [{"wraps": (p + 1) % width == 0, "last": p + 1 == count}
@@ -215,40 +213,8 @@ class Bench:
 
     # -- store ----------------------------------------------------------------------------------
 
-    async def store(self, ctx):
-        o = self.dut.o
-        held = None
-        while True:
-            ready = self.rng.random() >= self.stall
-            ctx.set(o.ready, ready)
-            *_, valid, beat = await ctx.tick().sample(o.valid, o.p)
-            assert held is None or (valid and beat == held), "beat changed while stalled"
-            held = beat if valid and not ready else None
-            if valid and ready:
-                self.take(beat)
-
-    def take(self, beat):
-        """Puts the bytes of a beat where the store would."""
-        bus_bytes = self.config.bus_bytes
-        size = self.config.out_word_bytes(beat.raw)
-        assert beat.first == (self.part == 0)
-        address = self.jobs[len(self.images) - 1].command["output"] + beat.out_word * size
-        address += self.part * bus_bytes
-        data = beat.data.to_bytes(bus_bytes, "little")
-        for k in self.covered(beat, address, size):
-            self.images[-1][(address // bus_bytes * bus_bytes + k) % ADDRESSES] = data[k]
-            self.written[-1] += 1
-        self.part = (self.part + 1) % max(1, size // bus_bytes)
-        assert beat.last == (self.part == 0)
-
-    def covered(self, beat, address, size):
-        """Which bytes of a beat are there."""
-        bus_bytes = self.config.bus_bytes
-        if "filled" in dict(beat.shape()):
-            count = max(1, bus_bytes // self.config.lanes)
-            return [k for k in range(bus_bytes) if beat.filled >> k * count // bus_bytes & 1]
-        start = address % bus_bytes
-        return range(start, start + min(size, bus_bytes))
+    async def serve(self, ctx):
+        await self.store.run(ctx, self.dut.o)
 
     async def watch(self, ctx):
         dut = self.dut
@@ -266,8 +232,8 @@ def check(config, jobs, seed, **options):
     twin = Twin(config)
     for k, job in enumerate(jobs):
         expected = twin.run(job)
-        assert bench.images[k] == expected, f"EXEC {k}"
-        assert bench.written[k] == len(expected), f"EXEC {k}"
+        assert bench.store.written[k].image == expected, f"EXEC {k}"
+        assert bench.store.written[k].count == len(expected), f"EXEC {k}"
         assert bench.returned[k] == job.sums.size // config.lanes, f"EXEC {k}"
         assert bench.overruns[k] == 0, f"EXEC {k}"
 
@@ -351,9 +317,9 @@ def test_steps_of_the_output_wrap_at_32_bits():
     job.command |= {"output": 0x1000, "width": 2, "out_step": 5, "out_wrap_step": (1 << 32) - 4}
     job.rows[0].out_offset = 2
     bench = Bench(config, [job], 80).run()
-    words = {(address - 0x1000) % ADDRESSES // 8 for address in bench.images[0]}
+    words = {(address - 0x1000) % ADDRESSES // 8 for address in bench.store.written[0].image}
     assert words == {2, 7, 3, 8, 4, 9}
     job.command["out_wrap_step"] = (1 << 32) - 9
     bench = Bench(config, [job], 81).run()
-    words = {(address - 0x1000) % ADDRESSES // 8 for address in bench.images[0]}
+    words = {(address - 0x1000) % ADDRESSES // 8 for address in bench.store.written[0].image}
     assert words == {2, 7, (1 << 29) - 2, 3, (1 << 29) - 6, (1 << 29) - 1}
