@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from sparsemac.conv import ConvLayer
+from sparsemac.errors import ModelError
 from sparsemac.graph import Graph, run_golden
 from sparsemac.importers.onnx import graph_of_model
 
@@ -228,8 +229,14 @@ def main() -> int:
             model, x = random_model(rng, **options)
             rows.append({"model": kind, **compare(model, {"x": x}, graph_of_model(model))})
     for path in args.models:
-        model = onnx.load(path)
-        graph = graph_of_model(model, name=path.name, folder=path.parent)
+        if not path.is_file():
+            parser.error(f"models must be files, not {path}")
+        try:
+            model = onnx.load(path)
+            graph = graph_of_model(model, name=path.name, folder=path.parent)
+        except ModelError as error:
+            print(f"refused: {error}", file=sys.stderr)
+            continue
         rows.append({"model": path.name, **compare(model, random_inputs(graph, rng), graph)})
     if args.json:
         print(json.dumps({"seed": args.seed, "models": rows}, indent=2))
