@@ -109,8 +109,7 @@ class ConvCompiler:
                len(p.inputs))
         if key not in self.build.cache:
             # Channels without a weight are written once; see `Program.fills`.
-            filled = self.linear.weights.without_zeros().row_lengths > 0
-            channels = p.channels[filled[p.channels]]
+            channels = p.channels[self.linear.weights.filled_rows[p.channels]]
             matrices = [self.view.matrix(self.tiling, channels, inputs, self.line)
                         for inputs in p.inputs]
             self.build.cache[key] = self._pack_tiles(matrices, p, channels)

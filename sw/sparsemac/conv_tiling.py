@@ -118,8 +118,11 @@ class ConvView:
     @cached_property
     def geometry(self) -> Geometry:
         """Geometry of the convolution, or of each strip."""
-        whole = self.layer.geometry
-        return whole.strip(self.source.strip_height) or whole if self.source.strips > 1 else whole
+        if self.source.strips == 1:
+            return self.layer.geometry
+        strip = self.layer.geometry.strip(self.source.strip_height)
+        assert strip is not None, "`Segment.cut` makes no such strips"
+        return strip
 
     def start(self, row: int, line: int) -> int:
         """Word of a line of so many words where the window of output row ``row`` begins."""

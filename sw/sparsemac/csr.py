@@ -78,6 +78,11 @@ class Csr:
         kept = np.concatenate([[0], np.cumsum(keep)])
         return Csr(self.shape, kept[self.indptr], self.indices[keep], self.data[keep])
 
+    @property
+    def filled_rows(self) -> NDArray[np.bool_]:
+        """(rows,) whether a row has an entry that is not zero."""
+        return self.without_zeros().row_lengths > 0
+
     def take(self, rows: slice, columns: slice) -> "Csr":
         """Returns a block: some consecutive rows, and of them some consecutive columns."""
         r0, r1, _ = rows.indices(self.shape[0])

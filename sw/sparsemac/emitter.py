@@ -234,7 +234,7 @@ class LayerCompiler:
 
     @cached_property
     def _filled(self) -> NDArray[np.bool_]:
-        return self.weights.without_zeros().row_lengths > 0
+        return self.layer.weights.filled_rows
 
     def plan(self) -> LayerPlan:
         """Returns what was decided."""

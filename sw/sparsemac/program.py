@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The compiler: layers in, a memory image with its command list out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -144,7 +144,7 @@ def compile_segment(
     build, tensors, plans = emitter.emit(command_bytes, image_bytes)
     end = max(t.address + _room(t, config) for t in tensors.values())
     _check_size(len(build.commands), list(tensors.values()), end - memory_base, image_bytes,
-                memory_bytes, _fewer(segment, columns, config))
+                memory_bytes, lambda: _fewer(segment, columns, config))
     image = bytearray(encode_list(build.commands))
     image += bytes(command_bytes - len(image)) + build.weights
     first_written = min(tensors[use.target].address for use in segment.uses)
@@ -170,8 +170,8 @@ def compile_segment(
 
 def _fill(tensor: Tensor, shape: TensorShape, linear: LinearLayer) -> tuple[int, bytes] | None:
     """Where a tensor lies, and its bytes as they are before any job; None if it matters not."""
-    constant = np.flatnonzero(linear.weights.without_zeros().row_lengths == 0)
-    if not len(constant):
+    constant = ~linear.weights.filled_rows
+    if not constant.any():
         if not any(shape.pads):
             return None
         return tensor.address, bytes([shape.padding & 0xFF]) * tensor.length
@@ -199,7 +199,7 @@ def _fewer(segment: Segment, columns: int, config: CoreConfig) -> int:
 
 
 def _check_size(commands: int, tensors: Sequence[Tensor], needed: int, image_bytes: int,
-                memory_bytes: int, fewer: int) -> None:
+                memory_bytes: int, fewer: Callable[[], int]) -> None:
     """Refuses a program that is too long or too large, and estimates what would not be."""
     first = tensors[0]
     held = first.lanes // first.strips  # columns of a group
@@ -207,7 +207,7 @@ def _check_size(commands: int, tensors: Sequence[Tensor], needed: int, image_byt
         raise TooManyColumns(
             f"a network must take at most {MAX_COMMANDS} commands, not {commands} as for "
             f"{first.columns} columns: run fewer columns at a time",
-            min(fewer, max(held, first.columns // 2 // held * held)),
+            min(fewer(), max(held, first.columns // 2 // held * held)),
         )
     if needed > memory_bytes:
         command_bytes = commands * COMMAND_BYTES
@@ -217,7 +217,7 @@ def _check_size(commands: int, tensors: Sequence[Tensor], needed: int, image_byt
         raise TooManyColumns(
             f"the network needs {needed} bytes of memory for {first.columns} columns, and there "
             f"are {memory_bytes}: run fewer columns at a time, or open the device with more memory",
-            min(fewer, groups * held),
+            min(fewer(), groups * held),
         )
 
 

@@ -224,6 +224,11 @@ def test_take_returns_blocks():
         assert np.array_equal(csr.take(rows, columns).to_dense(), dense[rows, columns])
 
 
+def test_filled_rows_have_an_entry_that_is_not_zero():
+    csr = Csr((3, 4), np.array([0, 1, 1, 3]), np.array([2, 0, 1]), np.array([0, 0, -1], np.int8))
+    assert csr.filled_rows.tolist() == [False, False, True]
+
+
 @pytest.mark.parametrize("rows", [[], [3], [7, 0, 7, 19]])
 def test_take_rows_returns_them_in_order(rows):
     rng = np.random.default_rng(4)
