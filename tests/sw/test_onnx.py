@@ -11,6 +11,7 @@ import pytest
 onnx = pytest.importorskip("onnx", reason="needs the package onnx: pip install 'sparsemac[onnx]'")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+from onnx.reference import ReferenceEvaluator  # noqa: E402
 from sparsemac.calibrate import quantize_graph  # noqa: E402
 from sparsemac.errors import ModelError  # noqa: E402
 from sparsemac.graph import run_golden  # noqa: E402
@@ -102,7 +103,7 @@ def test_conv_integer_pads_with_the_zero_point(pads):
                      outputs=[("y", TensorProto.INT32)])
     graph, y = run(model, x=x)
     assert modes(graph) == ["RAW"] and graph.layers[0].linear.weight_bits == 4
-    want = onnx.reference.ReferenceEvaluator(model_of(
+    want = ReferenceEvaluator(model_of(
         [("Conv", ["x", "w"], ["y"], node[3])], [("x", (F32, x.shape))],
         {"w": w.astype(np.float32)})).run(None, {"x": x.astype(np.float32) - 200})[0]
     np.testing.assert_array_equal(y, want.astype(np.int64))
@@ -249,7 +250,7 @@ def test_int8_flows_from_layer_to_layer():
     assert modes(graph) == ["SINGLE", "SINGLE"] and graph.batchable
     assert [node.operation for node in graph.nodes if node.layer is None] == [
         "onnx_quantize_linear", "onnx_max_pool", "flatten"]
-    want = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0]
+    want = ReferenceEvaluator(model).run(None, {"x": x})[0]
     assert (y == want).mean() > 0.999 and np.abs(y.astype(int) - want).max() <= 1
 
 
@@ -270,7 +271,7 @@ def test_a_float_model_is_quantized_by_calibration():
     graph, y = run(model, x=x)
     assert [node.operation for node in graph.nodes] == [
         "float_conv", "clamp", "flatten", "float_linear"]
-    want = onnx.reference.ReferenceEvaluator(model).run(None, {"x": x})[0]
+    want = ReferenceEvaluator(model).run(None, {"x": x})[0]
     np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
     quantized = quantize_graph(graph, x)
     assert len(quantized.layers) == 2
