@@ -148,21 +148,23 @@ class Bench:
         values = rng.integers(1, top + 1, (rows, columns)) * rng.choice([-1, 1], (rows, columns))
         return as_csr(values * (rng.random((rows, columns)) < density), weight_bits=weight_bits)
 
-    def files(self, folder: str, pattern: str) -> Iterator[tuple[str, Csr]]:
+    def files(self, folder: str, pattern: str, weight_bits: int = 8
+              ) -> Iterator[tuple[str, Csr]]:
         """Real matrices of a folder; patterns get random weights."""
         for path in sorted((self.data / folder).glob(pattern)):
             matrix = read_matrix(path)
             if matrix.values is None:
-                yield path.stem, random_values(matrix, 8, self.seed)
+                yield path.stem, random_values(matrix, weight_bits, self.seed)
             else:
-                yield path.stem, quantize_matrix(matrix, 8)[0].without_zeros()
+                yield path.stem, quantize_matrix(matrix, weight_bits)[0].without_zeros()
 
-    def suite(self) -> Iterator[tuple[str, Csr]]:
+    def suite(self, weight_bits: int = 8) -> Iterator[tuple[str, Csr]]:
         """Matrices of all densities: made from the seed, and real ones."""
         for density in DENSITIES:
-            yield f"512 x 4096 at {density}", self.matrix(512, 4096, density)
-            yield f"512 x 33288 at {density}", self.matrix(512, 33288, density)
-        yield from self.files("dlmc", "*.smtx")
+            for columns in (4096, 33288):
+                yield (f"512 x {columns} at {density}",
+                       self.matrix(512, columns, density, weight_bits))
+        yield from self.files("dlmc", "*.smtx", weight_bits)
 
 
 def layer_of(csr: Csr, name: str, weight_bits: int = 8) -> LinearLayer:
@@ -285,15 +287,13 @@ def size(bench: Bench) -> Iterator[Figure]:
     """Bits of a nonzero, everything in, against the entropy of positions and values."""
     for bits in (8, 4):
         shares = []
-        for density in DENSITIES:
-            for rows, columns in ((512, 4096), (2048, 512)):
-                csr = bench.matrix(rows, columns, density, bits)
-                program = compile_network([LinearLayer.from_matrix(csr, weight_bits=bits)], 64,
-                                          SQUARE_CORE)
-                took, least = program.format_bits / csr.nnz, entropy_bound_bits(csr)
-                shares.append(took / least)
-                yield Figure(section="size", case=f"int{bits} {rows} x {columns} at {density}",
-                             value=took / least, detail={"bits": took, "bound": least})
+        for name, csr in bench.suite(bits):
+            program = compile_network([LinearLayer.from_matrix(csr, weight_bits=bits)], 64,
+                                      SQUARE_CORE)
+            took, least = program.format_bits / csr.nnz, entropy_bound_bits(csr)
+            shares.append(took / least)
+            yield Figure(section="size", case=f"int{bits} {name}", value=took / least,
+                         detail={"bits": took, "bound": least})
         yield Figure(section="size", case=f"int{bits} mean", value=float(np.mean(shares)),
                      bar=SIZE_BAR, most=True)
 

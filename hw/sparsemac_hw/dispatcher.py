@@ -9,6 +9,7 @@ from sparsemac.commands import (
     COMMAND_BYTES,
     COMMAND_MAGIC,
     COMMAND_WORDS,
+    DELTA_BITS_MAX,
     Opcode,
     OutputMode,
 )
@@ -25,9 +26,6 @@ COMMAND_BITS = 8 * COMMAND_BYTES
 
 #: Offsets in an activation buffer have 16 bits: none reaches a higher limit.
 LIMIT_MAX = 1 << 16
-
-#: Widest delta of a weight stream [bits].
-DELTA_BITS_MAX = 8
 
 
 def _above(value: Value, limit: int) -> Value:
@@ -272,13 +270,14 @@ class Dispatcher(wiring.Component):
         dispatched = Mux(is_load, self.execs_issued, self.loads_issued)
         head_load = Opcode.LOAD | COMMAND_MAGIC << 8
         head_exec = Opcode.EXEC | COMMAND_MAGIC << 8
-        delta_bits, absolute, mode = form[:4], form[4], form[8:10]
+        delta_bits, absolute, rice, mode = form[:4], form[4], form[7], form[8:10]
         return (
             ((words[0] != head_load) & (words[0] != head_exec))
             | words[1][16:].any()
             | (waits > dispatched)
             | Mux(is_load, self._breaks_shift(words), (
-                (mode == 3) | _above(delta_bits, DELTA_BITS_MAX) | (absolute & delta_bits.any())))
+                (mode == 3) | _above(delta_bits, DELTA_BITS_MAX)
+                | (absolute & (delta_bits.any() | rice))))
         )
 
     def _breaks_shift(self, words: data.View) -> Value:
@@ -351,7 +350,7 @@ class Dispatcher(wiring.Component):
             run.command.out_wrap_step.eq(words[10]),
             Cat(
                 run.command.delta_bits, run.command.absolute, run.command.int4,
-                run.command.has_bias,
+                run.command.has_bias, run.command.rice,
             ).eq(form),
             Cat(run.command.mode, run.command.psum_in, run.command.psum_out).eq(form[8:]),
             Cat(run.command.zero_point, run.command.low, run.command.high).eq(words[12]),

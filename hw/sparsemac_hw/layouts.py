@@ -53,6 +53,7 @@ exec_layout = data.StructLayout({
     "absolute": 1,
     "int4": 1,
     "has_bias": 1,
+    "rice": 1,
     "mode": 2,
     "psum_in": 1,
     "psum_out": 1,

@@ -6,9 +6,10 @@ from typing import Any
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
-from sparsemac.commands import OutputMode
+from sparsemac.commands import DELTA_BITS_MAX, OutputMode
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
+from sparsemac.stream import MASK_BITS
 
 from .layouts import exec_layout, row_layout
 from .window import BitWindow, weight_beat_layout
@@ -27,6 +28,7 @@ class Item(enum.Enum, shape=3):
     MULTIPLIER = 2  # its low 32 bits
     SHIFT = 3  # the multiplier's high 4 bits, shift, 6 reserved bits
     ENTRY = 4
+    MASK = 5  # quotients of the entries behind it
 
 
 class Unpacker(wiring.Component):
@@ -38,9 +40,11 @@ class Unpacker(wiring.Component):
 
     Items are asked for before it is known what those before them say: a header as soon as the row
     before it is complete, an entry for each that the row still must have. Fillers are found out two
-    cycles later, and ask for as many entries more.
+    cycles later, and ask for as many entries more. What a mask says of a Rice-coded entry is known
+    before it is asked for.
 
-    Throughput: one entry, filler or header word per cycle; 2 cycles are lost behind a row.
+    Throughput: one entry, filler or header word per cycle; 2 cycles are lost behind a row. Of
+    Rice-coded gaps a cycle passes over two zeros of a mask; a mask takes `MASK_CYCLES`.
 
     Members
     -------
@@ -64,6 +68,9 @@ class Unpacker(wiring.Component):
     done: Signal
     filler: Signal
     fault: Signal
+
+    #: Cycles in which no entry is asked for when the ones of a mask are used up.
+    MASK_CYCLES = 4
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
@@ -105,6 +112,9 @@ class Unpacker(wiring.Component):
                 self._is_count.eq(whole & (item_1 == Item.COUNT)),
                 self._is_entry.eq(whole & (item_1 == Item.ENTRY)),
             ]
+        self._rice = Signal()
+        m.d.sync += self._rice.eq(self.command.rice)
+        self._quotient = Signal(17, reset_less=True)  # of the entry in the window [columns]
         self._flow = Signal()  # the entries behind the window move on
         weight = Signal(signed(8))
         bits = window.bits
@@ -147,10 +157,10 @@ class Unpacker(wiring.Component):
             self.o_count.p.eq(Mux(count == 0, 1, count)),
             self._complete.eq(
                 self._known & (need == 0) & ~self._valid_1 & ~refill
-                & (~self._valid | (self._is_entry & self._flow & (weight != 0)))),
+                & (~self._valid | (self._is_entry & self._flow & (weight.any() | self._rice)))),
         ]
         m.d.sync += self._null.eq(0)
-        m.d.sync += refill.eq(self._is_entry & self._flow & (weight == 0))
+        m.d.sync += refill.eq(self._is_entry & self._flow & ~weight.any() & ~self._rice)
         asks_entry = window.step & ~self._header
         with m.If(asks_entry ^ refill):  # one more or one less, known before whether at all
             m.d.sync += need.eq(need + Cat(1, (~refill).replicate(len(need) - 1)))
@@ -193,12 +203,15 @@ class Unpacker(wiring.Component):
         field_bits = Mux(command.absolute, 16, command.delta_bits)
         m.d.sync += entry_bits.eq(field_bits + Mux(command.int4, 4, 8))
         running, asked = Signal(), Signal()
+        wanted = Signal()  # the row needs another entry
+        found = self._read_masks(m, wanted)
         # Known before the state is needed: the window's adder is in the longest path.
         step_bits = Signal(6, reset_less=True)
         m.d.comb += [
             asked.eq(window.valid & window.advance),
             window.step_bits.eq(step_bits),
-            window.step.eq(asked & (self._header | (self._known & self._need.any()))),
+            wanted.eq(~self._header & self._known & self._need.any()),
+            window.step.eq(asked & (self._header | (wanted & (found | ~self._rice)))),
         ]
 
         def go(state: str) -> None:
@@ -208,7 +221,8 @@ class Unpacker(wiring.Component):
             else:
                 m.d.sync += [
                     self._asked.eq(getattr(Item, state)), self._header.eq(state != "ENTRY"),
-                    step_bits.eq({"ENTRY": entry_bits, "SHIFT": 16}.get(state, 32)),
+                    step_bits.eq({"ENTRY": entry_bits, "SHIFT": 16, "MASK": MASK_BITS}.get(
+                        state, 32)),
                 ]
 
         def leave_if_null() -> None:
@@ -250,7 +264,16 @@ class Unpacker(wiring.Component):
                         go("DISCARD")
                     with m.Else():
                         go("COUNT")
+                with m.Elif(wanted & window.advance & self._rice & self._spent):
+                    go("MASK")
                 leave_if_null()
+            with m.State("MASK"):
+                with m.If(asked):
+                    m.next = "WAIT"
+                    m.d.sync += self._header.eq(0)
+            with m.State("WAIT"):  # until the mask is there
+                with m.If(self._valid & (self._item == Item.MASK)):
+                    go("ENTRY")
             with m.State("DISCARD"):  # padding behind the last row
                 m.d.comb += window.discard.eq(1)
                 with m.If(window.ended):
@@ -261,10 +284,60 @@ class Unpacker(wiring.Component):
             m.d.sync += [self._is_count.eq(0), self._is_entry.eq(0), self._broken.eq(0)]
         m.d.comb += self.done.eq(~running)
 
+    def _read_masks(self, m: Module, wanted: Signal) -> Value:
+        """Takes quotients from masks for entries that are asked for; returns whether one is there.
+
+        A cycle passes over two zeros, or over a one and a zero in front of it. Passed zeros are
+        summed up as columns while their entry is in the window, and stand beside it then.
+        """
+        window, rice = self._window, self._rice
+        # What is left of the mask, and a one behind its last bit.
+        mask = Signal(MASK_BITS + 1, init=1)
+        spent = self._spent = Signal()  # no other one is left
+        found = Signal()
+        passed, passes = Signal(2), Signal(2)
+        closes = Signal()  # the entry behind these zeros is asked for
+        asks = Signal()
+        m.d.comb += [
+            spent.eq(~mask[2:].any() & ~mask[:2].all()),
+            found.eq(mask[:2].any() & ~spent),
+            asks.eq(wanted & rice & found & window.valid),
+        ]
+        with m.If(wanted & rice):
+            with m.If(spent):
+                m.d.comb += passes.eq(mask[1])
+            with m.Elif(~found):
+                m.d.comb += passes.eq(2)
+            with m.Elif(window.valid):
+                m.d.comb += passes.eq(~mask[0])
+        # Columns of a zero, and those of the zeros passed so far; bit 16 stays: that is too far.
+        column = Signal(DELTA_BITS_MAX + 1, reset_less=True)
+        m.d.sync += column.eq(Cat(self.command.delta_bits == k for k in range(len(column))))
+        columns, total = Signal(17), Signal(17)
+        step = Mux(passed[1], column << 1, Mux(passed[0], column, 0))
+        m.d.comb += total.eq(columns + Mux(columns[16], 0, step))
+        with m.If(window.advance):
+            m.d.sync += [
+                passed.eq(passes), closes.eq(asks),
+                self._quotient.eq(total), columns.eq(Mux(closes, 0, total)),
+            ]
+            with m.If(wanted & rice):
+                with m.If(spent):
+                    m.d.sync += mask.eq(1)
+                with m.Elif(~found):
+                    m.d.sync += mask.eq(mask[2:])
+                with m.Elif(window.valid):
+                    m.d.sync += mask.eq(Mux(mask[0], mask[1:], mask[2:]))
+        with m.If(self._valid & (self._item == Item.MASK)):
+            m.d.sync += mask.eq(Cat(window.bits[:MASK_BITS], 1))
+        with m.If(self.start):
+            m.d.sync += [mask.eq(1), columns.eq(0), passed.eq(0), closes.eq(0)]
+        return found
+
     def _offsets(self, m: Module, weight: Signal) -> Value:
         """Accumulates deltas into offsets.
 
-        Stages: the entry; its field plus 1; that shifted, if it is a filler; the sum; the check.
+        Stages: the entry; its columns plus 1; those shifted, if it is a filler; the sum; the check.
         ``previous`` is the last offset used or passed over; it starts a row at -1.
         """
         command, bits = self.command, self._window.bits
@@ -275,7 +348,8 @@ class Unpacker(wiring.Component):
         passes = [Signal(name=f"passes_{k}", reset_less=True) for k in range(1, 5)]
         empty = Signal(reset_less=True)
         field = Signal(16, reset_less=True)
-        following = Signal(17, reset_less=True)  # field + 1
+        quotient = Signal(17, reset_less=True)
+        following = Signal(17, reset_less=True)  # field + quotient + 1
         jump = Signal(18, reset_less=True)
         filler = Signal(reset_less=True)
         previous, offset = Signal(18, reset_less=True), Signal(18, reset_less=True)
@@ -302,9 +376,11 @@ class Unpacker(wiring.Component):
                 valid[0].eq(self._is_entry | self._empty),
                 weights[0].eq(weight), empty.eq(self._empty), is_first[0].eq(opening),
                 field.eq(Mux(command.int4, bits[4:20], bits[8:24]) & mask),
+                quotient.eq(self._quotient),
                 # A filler's sum is kept, though it goes no further.
-                following.eq(field + 1), filler.eq(~used & ~command.absolute & ~empty),
-                passes[1].eq(used | empty),
+                following.eq((Cat(1, field) + Cat(1, quotient))[1:]),
+                filler.eq(~used & ~command.absolute & ~self._rice & ~empty),
+                passes[1].eq(used | empty | self._rice),
                 jump.eq(Mux(filler, (following[:9] << command.delta_bits)[:18], following)),
                 out_valid.eq(valid[3] & passes[3] & ~beyond),
                 out.offset.eq(offset), out.weight.eq(weights[3]),
@@ -315,10 +391,10 @@ class Unpacker(wiring.Component):
             m.d.sync += [passes[k].eq(passes[k - 1]) for k in range(2, 4)]
             # Sets and clears come last: flip-flops do them without a LUT.
             with m.If(self._empty):
-                m.d.sync += [weights[0].eq(0), field.eq(0)]
+                m.d.sync += [weights[0].eq(0), field.eq(0), quotient.eq(0)]
             with m.If(valid[2]):
                 m.d.sync += [offset.eq(previous + jump), previous.eq(previous + jump)]
             with m.If((valid[1] & is_first[1]) | command.absolute):
                 m.d.sync += previous.eq((1 << len(previous)) - 1)
-        m.d.comb += self.filler.eq(valid[0] & flow & ~used & ~empty)
+        m.d.comb += self.filler.eq(valid[0] & flow & ~used & ~empty & ~self._rice)
         return beyond & flow

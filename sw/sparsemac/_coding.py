@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a matrix costs in a stream: gaps, fillers, duplicates, the choice of a format."""
+"""The fields of a stream, and what a matrix costs in one: gaps, fillers, the choice of a format."""
 
 import math
 
@@ -9,13 +9,38 @@ from numpy.typing import NDArray
 from .commands import StreamFormat
 from .csr import Csr, weight_range
 
+#: Limits of a row in a stream, and of the offsets of its entries.
+MAX_COUNT = (1 << 15) - 1
+MAX_OUT_OFFSET = (1 << 16) - 2
+MAX_OFFSETS = 1 << 16
+
+#: The header of a stream without rows.
+NULL_ROW = 0xFFFF_8000
+
+#: Bits in front of a row's entries: count, end and out_offset; bias; multiplier and shift.
+HEADER_BITS, BIAS_BITS, SCALE_BITS = 32, 32, 48
+
+#: Bits of a mask, which holds quotients of Rice-coded gaps.
+MASK_BITS = 16
+
 __all__ = [
+    "BIAS_BITS",
+    "HEADER_BITS",
+    "MASK_BITS",
+    "MAX_COUNT",
+    "MAX_OFFSETS",
+    "MAX_OUT_OFFSET",
+    "NULL_ROW",
+    "SCALE_BITS",
     "choose_format",
     "code_entries",
+    "code_rice_entries",
+    "coded_bits",
     "count_gaps",
     "entropy_bound_bits",
     "entry_counts",
     "fillers_before",
+    "formats",
     "gaps_between",
     "merge_duplicates",
 ]
@@ -102,6 +127,36 @@ def code_entries(csr: Csr, fmt: StreamFormat) -> tuple[NDArray[np.uint32], NDArr
     return mixed, np.diff(totals)
 
 
+def code_rice_entries(csr: Csr, fmt: StreamFormat) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Returns coded entries of all rows in order, and the quotient of each gap.
+
+    Columns must be below 2**16, as a stream's are.
+    """
+    gaps = gaps_between(csr).astype(np.uint32)
+    fields = gaps & np.uint32((1 << fmt.delta_bits) - 1)
+    coded = csr.data.view(np.uint8) & np.uint8((1 << fmt.weight_bits) - 1) | (
+        fields << np.uint32(fmt.weight_bits))
+    return coded, (gaps >> np.uint32(fmt.delta_bits)).astype(np.int64)
+
+
+def coded_bits(gaps: NDArray[np.int64], repeats: NDArray[np.int64], fmt: StreamFormat) -> int:
+    """Returns bits of so many entries behind each of these gaps, without the end of a mask."""
+    if fmt.absolute:
+        return int(repeats.sum()) * fmt.entry_bits
+    if fmt.rice:
+        return int((((gaps >> fmt.delta_bits) + 1 + fmt.entry_bits) * repeats).sum())
+    return int(((fillers_before(gaps, fmt.delta_bits) + 1) * repeats).sum()) * fmt.entry_bits
+
+
+def formats(weight_bits: int) -> list[StreamFormat]:
+    """Returns all formats of weights of so many bits, the simplest first."""
+    return [
+        StreamFormat(delta_bits=0, absolute=True, weight_bits=weight_bits),
+        *(StreamFormat(delta_bits=d, rice=rice, weight_bits=weight_bits)
+          for rice in (False, True) for d in range(9)),
+    ]
+
+
 def entry_counts(csr: Csr, weight_bits: int) -> NDArray[np.int64]:
     """Returns (rows,) entries that each row has in a stream, without fillers."""
     return merge_duplicates(csr, weight_bits)[0].row_lengths
@@ -110,17 +165,11 @@ def entry_counts(csr: Csr, weight_bits: int) -> NDArray[np.int64]:
 def choose_format(csr: Csr, weight_bits: int) -> StreamFormat:
     """Returns the format of fewest bits for this matrix; all are tried on its gaps."""
     merged, duplicates = merge_duplicates(csr, weight_bits)
-    absolute = StreamFormat(delta_bits=0, absolute=True, weight_bits=weight_bits)
+    all_formats = formats(weight_bits)
     if duplicates:
-        return absolute
+        return all_formats[0]
     gaps, repeats = count_gaps(gaps_between(merged))
-    best, fewest = absolute, merged.nnz * absolute.entry_bits
-    for delta_bits in range(9):
-        fmt = StreamFormat(delta_bits=delta_bits, weight_bits=weight_bits)
-        bits = int(((fillers_before(gaps, delta_bits) + 1) * repeats).sum()) * fmt.entry_bits
-        if bits < fewest:
-            best, fewest = fmt, bits
-    return best
+    return min(all_formats, key=lambda fmt: coded_bits(gaps, repeats, fmt))
 
 
 def entropy_bound_bits(csr: Csr) -> float:

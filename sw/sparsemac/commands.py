@@ -47,6 +47,7 @@ modulo 2**32.
     10 out_wrap     [words]
     11 format       [3:0] delta bits 0 to 8, [4] absolute offsets of 16 bits (delta bits then 0),
                     [5] weights: 0 int8, 1 int4, [6] the stream has a bias per row,
+                    [7] Rice-coded deltas (not with absolute offsets),
                     [9:8] output: 0 raw int32, 1 single rounding, 2 double rounding,
                     [10] psum_in: add the partial sums kept by the last psum_out, not the bias,
                     [11] psum_out: keep partial sums, store nothing
@@ -66,6 +67,7 @@ __all__ = [
     "COMMAND_BYTES",
     "COMMAND_MAGIC",
     "COMMAND_WORDS",
+    "DELTA_BITS_MAX",
     "CommandError",
     "Exec",
     "Load",
@@ -77,6 +79,9 @@ __all__ = [
     "decode_list",
     "encode_list",
 ]
+
+#: Widest delta of a weight stream [bits].
+DELTA_BITS_MAX = 8
 
 COMMAND_WORDS = 16
 COMMAND_BYTES = 4 * COMMAND_WORDS
@@ -119,20 +124,26 @@ class StreamFormat:
     ----------
     delta_bits : int     Bits of an entry's delta, 0 to 8.  0 codes a dense row.
     absolute : bool      Entries carry a 16-bit offset instead of a delta.
+    rice : bool          Higher bits of a delta stand in masks between the entries; with no
+                         ``delta_bits`` these are the bitmap of the matrix.
     weight_bits : int    4 or 8.
     """
 
     delta_bits: int = 4
     absolute: bool = False
+    rice: bool = False
     weight_bits: int = 8
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8):
             raise ValueError(f"weight_bits must be 4 or 8, not {self.weight_bits!r}")
-        if not 0 <= self.delta_bits <= 8:
-            raise ValueError(f"delta_bits must be 0 to 8, not {self.delta_bits!r}")
+        if not 0 <= self.delta_bits <= DELTA_BITS_MAX:
+            raise ValueError(
+                f"delta_bits must be 0 to {DELTA_BITS_MAX}, not {self.delta_bits!r}")
         if self.absolute and self.delta_bits:
             raise ValueError(f"delta_bits must be 0 with absolute offsets, not {self.delta_bits!r}")
+        if self.absolute and self.rice:
+            raise ValueError("absolute offsets must not be Rice-coded")
 
     @property
     def field_bits(self) -> int:
@@ -217,6 +228,7 @@ class Exec:
             | self.format.absolute << 4
             | (self.format.weight_bits == 4) << 5
             | self.has_bias << 6
+            | self.format.rice << 7
             | self.mode << 8
             | self.psum_in << 10
             | self.psum_out << 11
@@ -271,6 +283,7 @@ def decode(data: bytes) -> Load | Exec:
         stream = StreamFormat(
             delta_bits=form & 15,
             absolute=bool(form >> 4 & 1),
+            rice=bool(form >> 7 & 1),
             weight_bits=4 if form >> 5 & 1 else 8,
         )
     except ValueError as error:

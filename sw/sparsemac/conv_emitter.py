@@ -13,13 +13,12 @@ from .csr import Csr
 from .emitter import MAX_LINE_BEATS, Builder, LayerPlan, interleave
 from .layout import Tensor
 from .numerics import check_no_overflow
-from .schedule import BlockCost, balance_tiles
+from .schedule import BlockCost, EntryCost, balance_tiles
 from .stream import (
     BIAS_BITS,
     HEADER_BITS,
     SCALE_BITS,
     PackedStreams,
-    choose_format,
     pack,
 )
 
@@ -90,8 +89,8 @@ class ConvCompiler:
         whole = ConvTiling(1, 1, 1, (one,), 1)
         matrix = self.view.matrix(whole, one.channels, one.inputs[0],
                                   self.geometry.reach[0] * self.source.row_pitch)
-        bits = choose_format(matrix, self.linear.weight_bits).entry_bits
-        return choose_conv_tiling(self.view, self.target, entry_bits=bits,
+        entry = EntryCost.of(matrix, self.linear.weight_bits)
+        return choose_conv_tiling(self.view, self.target, entry=entry,
                                   row_bits=self.row_bits)
 
     def plan(self) -> LayerPlan:

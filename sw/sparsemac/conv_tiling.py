@@ -24,6 +24,7 @@ from .conv import ConvLayer, Geometry
 from .csr import Csr
 from .errors import UnsupportedLayer
 from .layout import Tensor, ceil_div, round_up
+from .schedule import EntryCost
 from .stream import MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
 from .tiling import EXEC_OVERHEAD_CYCLES, ExecCosts, Timeline, share_out, store_cycles
 
@@ -188,9 +189,9 @@ class ConvView:
 class _Chooser:
     """Enumerates legal tilings of one convolution and estimates each."""
 
-    def __init__(self, view: ConvView, target: Tensor, entry_bits: int, row_bits: int) -> None:
+    def __init__(self, view: ConvView, target: Tensor, entry: EntryCost, row_bits: int) -> None:
         self.view, self.target = view, target
-        self.entry_bits, self.row_bits = entry_bits, row_bits
+        self.entry, self.row_bits = entry, row_bits
         g = view.geometry
         csr = view.layer.expanded.without_zeros()
         channel = csr.indices // (g.kernel[0] * g.kernel[1])
@@ -212,7 +213,7 @@ class _Chooser:
         if key not in self._costs:
             edges = np.array([p.inputs[0].start, *(i.stop for i in p.inputs)])
             counts = np.diff(self.before[first:last, edges], axis=1)
-            self._costs[key] = share_out(counts, self.view.config, self.entry_bits,
+            self._costs[key] = share_out(counts, self.view.config, self.entry,
                                          self.row_bits, blocks)
         return self._costs[key]
 
@@ -357,7 +358,7 @@ def row_store_cycles(tiling: ConvTiling, target: Tensor, config: CoreConfig) -> 
     return min(tiling.positions, ceil_div(span, each) + 1, apart) * store_cycles(1, config)
 
 
-def choose_conv_tiling(view: ConvView, target: Tensor, *, entry_bits: int,
+def choose_conv_tiling(view: ConvView, target: Tensor, *, entry: EntryCost,
                        row_bits: int) -> tuple[ConvTiling, int]:
     """Returns the tiling of fewest estimated cycles, and these.
 
@@ -365,7 +366,7 @@ def choose_conv_tiling(view: ConvView, target: Tensor, *, entry_bits: int,
     ------
     UnsupportedLayer    If none is legal, naming the limit.
     """
-    chooser = _Chooser(view, target, entry_bits, row_bits)
+    chooser = _Chooser(view, target, entry, row_bits)
     best: ConvTiling | None = None
     for tiling in chooser.candidates():
         cycles = chooser.cycles(tiling)

@@ -15,13 +15,12 @@ from .csr import Csr
 from .layer import LinearLayer
 from .layout import Tensor, round_up
 from .numerics import check_no_overflow
-from .schedule import BlockCost, balance_tiles
+from .schedule import BlockCost, EntryCost, balance_tiles
 from .stream import (
     BIAS_BITS,
     HEADER_BITS,
     SCALE_BITS,
     PackedStreams,
-    choose_format,
     entry_counts,
     pack,
 )
@@ -212,20 +211,20 @@ class LayerCompiler:
         self.bias = layer.bias if layer.bias is not None and layer.bias.any() else None
         self.row_bits = (HEADER_BITS + BIAS_BITS * (self.bias is not None)
                          + SCALE_BITS * (layer.mode != OutputMode.RAW))
-        (self.tiling, self._nonzeros, self.fmt), self.estimated = build.decide(index, self._choose)
+        (self.tiling, self._nonzeros), self.estimated = build.decide(index, self._choose)
+        self.fmt = StreamFormat(weight_bits=layer.weight_bits)
         self.columns = self.tiling.column_tiles(source.channels * source.plane)
 
     def _choose(self) -> Decision:
         """Checks the layer and chooses how it is cut."""
         layer, config, weights = self.layer, self.config, self.weights
         check_no_overflow(layer.weights, layer.bias, config.acc_width)
-        fmt = choose_format(weights, layer.weight_bits)
         tiling, cycles = choose_tiling(
-            weights.without_zeros(), config, self.source.groups, entry_bits=fmt.entry_bits,
-            row_bits=self.row_bits, raw=layer.mode == OutputMode.RAW, name=layer.name,
-            plane=self.target.plane)
+            weights.without_zeros(), config, self.source.groups,
+            entry=EntryCost.of(weights, layer.weight_bits), row_bits=self.row_bits,
+            raw=layer.mode == OutputMode.RAW, name=layer.name, plane=self.target.plane)
         nonzeros = int(entry_counts(weights, layer.weight_bits).sum())
-        return (tiling, nonzeros, fmt), cycles
+        return (tiling, nonzeros), cycles
 
     @cached_property
     def weights(self) -> Csr:

@@ -60,7 +60,7 @@ __all__ = [
     "write_whole",
 ]
 
-FILE_VERSION = 2
+FILE_VERSION = 3
 
 MANIFEST, ARRAYS = "sparsemac.json", "arrays.bin"
 

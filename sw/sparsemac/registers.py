@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 MAGIC = 0x434D_5053  # "SPMC", little-endian
-VERSION = 0x0001_0001  # major, minor of registers, commands and stream format together
+VERSION = 0x0001_0002  # major, minor of registers, commands and stream format together
 
 #: Windows open and close whole pages: no AXI4 burst crosses one, so one comparison covers a burst.
 WINDOW_GRANULE_BYTES = 4096

@@ -3,24 +3,46 @@
 
 import heapq
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ._checks import as_int
-from ._coding import count_gaps, fillers_before, gaps_between, merge_duplicates
+from ._coding import (
+    MASK_BITS,
+    coded_bits,
+    count_gaps,
+    fillers_before,
+    formats,
+    gaps_between,
+    merge_duplicates,
+)
 from .commands import StreamFormat
 from .config import CoreConfig
 from .csr import Csr
 from .layout import ceil_div
 
-__all__ = ["BlockCost", "balance", "balance_rows", "balance_tiles", "header_cycles", "row_costs"]
+__all__ = [
+    "MASK_CYCLES",
+    "MASK_ZEROS",
+    "BlockCost",
+    "EntryCost",
+    "balance",
+    "balance_rows",
+    "balance_tiles",
+    "header_cycles",
+    "row_costs",
+]
 
 #: Bits of a stream that an engine reads in a cycle, unless they are an entry.
 HEADER_WORD_BITS = 32
 
 #: Cycles in which an engine reads nothing between two rows.
 ROW_GAP_CYCLES = 2
+
+#: Cycles from the last one of a mask to the next mask at work; zeros of it passed over in a cycle.
+MASK_CYCLES, MASK_ZEROS = 4, 2
 
 #: A format may take this share of cycles more than the fastest one if it takes fewer bits.
 FORMAT_SLACK = 1 / 256
@@ -47,11 +69,32 @@ def header_cycles(row_bits: int) -> int:
     return ceil_div(row_bits, HEADER_WORD_BITS) + ROW_GAP_CYCLES
 
 
+@dataclass(frozen=True, slots=True)
+class EntryCost:
+    """What a nonzero costs in the mean, headers of rows left out: bits, and cycles to unpack it."""
+
+    bits: float
+    cycles: float
+
+    @classmethod
+    def of(cls, csr: Csr, weight_bits: int) -> "EntryCost":
+        """Returns the costs in the format of fewest bits."""
+        csr, duplicates = merge_duplicates(csr, weight_bits)
+        all_formats = formats(weight_bits)
+        if duplicates or not csr.nnz:
+            return cls(all_formats[0].entry_bits, 1.0)
+        gaps, repeats = count_gaps(gaps_between(csr))
+        bits, fmt = min(((coded_bits(gaps, repeats, fmt), fmt) for fmt in all_formats),
+                        key=lambda found: found[0])
+        lost = float((_lost_cycles(gaps, fmt) * repeats).sum())
+        return cls(bits / csr.nnz, 1 + lost / csr.nnz)
+
+
 class BlockCost:
     """What the rows of one EXEC cost.
 
-    An engine unpacks an entry, a filler or a header word in a cycle, and meanwhile works on rows
-    that it has unpacked: an EXEC of one position is as slow as its unpacking.
+    An engine unpacks an entry, a filler or a header word in a cycle, a mask in a few, and meanwhile
+    works on rows that it has unpacked: an EXEC of one position is as slow as its unpacking.
 
     Parameters
     ----------
@@ -72,19 +115,16 @@ class BlockCost:
 
     def choose(self, positions: int, config: CoreConfig) -> StreamFormat:
         """Returns the format of fewest bits among those of about the fewest cycles."""
-        rows, bits = len(self.counts), self._weight_bits
-        absolute = StreamFormat(delta_bits=0, absolute=True, weight_bits=bits)
+        rows, all_formats = len(self.counts), formats(self._weight_bits)
         if self._duplicates:
-            return absolute
+            return all_formats[0]
         gaps, repeats = count_gaps(self._gaps)
         compute = self._csr.nnz * positions / config.engines
         found = []
-        for fmt in (absolute, *(StreamFormat(delta_bits=d, weight_bits=bits) for d in range(9))):
-            entries = self._csr.nnz
-            if not fmt.absolute:
-                entries += int((fillers_before(gaps, fmt.delta_bits) * repeats).sum())
-            stream = entries * fmt.entry_bits + rows * self._row_bits
-            unpack = (entries + rows * header_cycles(self._row_bits)) / config.engines
+        for fmt in all_formats:
+            stream = coded_bits(gaps, repeats, fmt) + rows * self._row_bits
+            lost = float((_lost_cycles(gaps, fmt) * repeats).sum())
+            unpack = (self._csr.nnz + lost + rows * header_cycles(self._row_bits)) / config.engines
             found.append((max(compute, unpack, stream / config.bus_width), stream, fmt))
         most = min(cycles for cycles, _, _ in found) * (1 + FORMAT_SLACK)
         return min((f for f in found if f[0] <= most), key=lambda f: f[1])[2]
@@ -97,14 +137,24 @@ class BlockCost:
         """
         unpack = self.counts + header_cycles(self._row_bits)
         if not fmt.absolute:
-            before = np.concatenate([[0], np.cumsum(fillers_before(self._gaps, fmt.delta_bits))])
-            unpack = unpack + np.diff(before[self._csr.indptr])
+            before = np.concatenate([[0], np.cumsum(_lost_cycles(self._gaps, fmt))])
+            unpack = unpack + np.diff(before[self._csr.indptr]).astype(np.int64)
         compute = row_costs(self.counts, shortest)
         sizes, repeats = np.unique(np.asarray(positions), return_counts=True)
         total = np.zeros_like(unpack)
         for size, times in zip(sizes.tolist(), repeats.tolist(), strict=True):
             total += np.maximum(compute * size, unpack) * times
         return total
+
+
+def _lost_cycles(gaps: NDArray[np.int64], fmt: StreamFormat) -> NDArray[np.int64 | np.float64]:
+    """Cycles in which an engine unpacks no entry, before each that follows such a gap."""
+    if fmt.absolute:
+        return np.zeros_like(gaps)
+    if not fmt.rice:
+        return fillers_before(gaps, fmt.delta_bits)
+    quotients = gaps >> fmt.delta_bits
+    return quotients // MASK_ZEROS + (quotients + 1) * (MASK_CYCLES / MASK_BITS)
 
 
 def balance_rows(

@@ -17,7 +17,7 @@ from .config import CoreConfig
 from .csr import Csr
 from .errors import UnsupportedLayer
 from .layout import ceil_div, round_up
-from .schedule import header_cycles, row_costs
+from .schedule import EntryCost, header_cycles, row_costs
 from .stream import HEADER_BITS, MAX_COUNT, MAX_OFFSETS, MAX_OUT_OFFSET
 
 __all__ = [
@@ -197,14 +197,14 @@ class ExecCosts:
     longest: int
 
 
-def share_out(counts: NDArray[np.int64], config: CoreConfig, entry_bits: int, row_bits: int,
+def share_out(counts: NDArray[np.int64], config: CoreConfig, entry: EntryCost, row_bits: int,
               blocks: int = 1) -> ExecCosts:
     """Estimates what EXECs cost when rows are dealt out as `balance_tiles` does.
 
     Parameters
     ----------
     counts : (rows, tiles)       Entries of each row in each column tile.
-    entry_bits, row_bits : int   As in `estimate`.
+    entry, row_bits              As in `estimate`.
     blocks : int                 How often each row is there.
     """
     engines, rows, tiles = config.engines, len(counts) * blocks, counts.shape[1]
@@ -221,9 +221,9 @@ def share_out(counts: NDArray[np.int64], config: CoreConfig, entry_bits: int, ro
                          np.maximum(own * costs.min(axis=0), costs.max(axis=0)))
     # All streams are as long as the longest.
     entries = counts.sum(axis=0) * busiest / total
-    bits = entries * entry_bits + own * row_bits
+    bits = entries * entry.bits + own * row_bits
     return ExecCosts(
-        cycles=busiest, unpacking=entries + own * header_cycles(row_bits),
+        cycles=busiest, unpacking=entries * entry.cycles + own * header_cycles(row_bits),
         beats=np.ceil(bits / config.bus_width) * engines, rows=rows,
         longest=int(counts.max(initial=0)))
 
@@ -233,7 +233,7 @@ def store_cycles(word_bytes: int, config: CoreConfig) -> float:
     return max(BURST_CYCLES, word_bytes / config.bus_bytes)
 
 
-def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_bits: int,
+def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry: EntryCost, row_bits: int,
              raw: bool, shared: dict[tuple[int, ...], list[ExecCosts]] | None = None) -> int:
     """Predicts the cycles of a layer by running its LOADs and EXECs on a time line.
 
@@ -246,7 +246,7 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_
     tiling : Tiling
     csr : Csr            Without explicit zeros.
     config : CoreConfig
-    entry_bits : int     Of one entry in the stream.
+    entry : EntryCost
     row_bits : int       Of a row's header and parameters.
     raw : bool           Outputs are int32.
     shared : dict        Costs that tilings of the same cuts share; filled on the way.
@@ -258,7 +258,7 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_
         tiles = len(columns)
         keys = csr.rows_of_entries * tiles + csr.indices // tiling.columns
         counts = np.bincount(keys, minlength=csr.shape[0] * tiles).reshape(csr.shape[0], tiles)
-        shared[key] = [share_out(counts[tile.rows], config, entry_bits, row_bits)
+        shared[key] = [share_out(counts[tile.rows], config, entry, row_bits)
                        for tile in tiling.row_tiles]
     costs = shared[key]
     each = store_cycles(config.out_word_bytes(raw), config)
@@ -282,7 +282,7 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry_bits: int, row_
 
 
 def choose_tiling(
-    csr: Csr, config: CoreConfig, positions: int, *, entry_bits: int, row_bits: int = HEADER_BITS,
+    csr: Csr, config: CoreConfig, positions: int, *, entry: EntryCost, row_bits: int = HEADER_BITS,
     raw: bool, name: str = "layer", plane: int = 1,
 ) -> tuple[Tiling, int]:
     """Returns the tiling of fewest estimated cycles, and these.
@@ -296,7 +296,7 @@ def choose_tiling(
     best: tuple[Tiling, int] | None = None
     shared: dict[tuple[int, ...], list[ExecCosts]] = {}
     for tiling in _candidates(csr, config, positions, MAX_OUT_OFFSET // plane):
-        cycles = estimate(tiling, csr, config, entry_bits, row_bits, raw, shared)
+        cycles = estimate(tiling, csr, config, entry, row_bits, raw, shared)
         if best is None or cycles < best[1]:
             best = tiling, cycles
     if best is None:

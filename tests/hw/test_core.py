@@ -60,7 +60,7 @@ class Bench:
         c = self.config
         streams = [
             write_rows(rows[e :: c.engines], delta_bits=form.delta_bits, absolute=form.absolute,
-                       weight_bits=form.weight_bits, has_bias=has_bias,
+                       rice=form.rice, weight_bits=form.weight_bits, has_bias=has_bias,
                        quantized=quantized)[0].beats(c.bus_width)
             for e in range(c.engines)
         ]

@@ -110,6 +110,7 @@ def random_exec(rng, config, loads):
         out_wrap_step=rng.randrange(2**32),
         format=StreamFormat(
             delta_bits=0 if absolute else rng.randint(0, 8),
+            rice=not absolute and rng.random() < 0.5,
             absolute=absolute,
             weight_bits=rng.choice([4, 8]),
         ),
@@ -150,6 +151,7 @@ def payload_fields(command, payload):
         ]
         pairs += [
             ("delta_bits", handed.delta_bits, command.format.delta_bits),
+            ("rice", handed.rice, command.format.rice),
             ("absolute", handed.absolute, command.format.absolute),
             ("int4", handed.int4, command.format.weight_bits == 4),
         ]

@@ -61,6 +61,7 @@ class Job:
     def __post_init__(self):
         self.command |= {
             "delta_bits": self.fmt.delta_bits, "absolute": int(self.fmt.absolute),
+            "rice": int(self.fmt.rice),
             "int4": int(self.fmt.weight_bits == 4),
             "has_bias": int(self.parameters["bias"] is not None),
         }
@@ -368,11 +369,15 @@ FORMATS = [
     StreamFormat(delta_bits=3, weight_bits=4),
     StreamFormat(delta_bits=0, weight_bits=4),
     StreamFormat(delta_bits=0, absolute=True, weight_bits=4),
+    StreamFormat(delta_bits=0, rice=True),
+    StreamFormat(delta_bits=2, rice=True),
+    StreamFormat(delta_bits=4, rice=True, weight_bits=4),
 ]
 
 
 def name_of(fmt):
-    return ("absolute" if fmt.absolute else f"delta{fmt.delta_bits}") + f"-int{fmt.weight_bits}"
+    kind = "absolute" if fmt.absolute else f"{'rice' if fmt.rice else 'delta'}{fmt.delta_bits}"
+    return f"{kind}-int{fmt.weight_bits}"
 
 
 @pytest.mark.parametrize("mode", list(OutputMode))

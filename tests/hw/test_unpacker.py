@@ -15,8 +15,8 @@ LIMIT = 300
 class Run:
     """One simulation of an unpacker over several EXECs with random back-pressure."""
 
-    def __init__(self, seed, bus_width, execs, *, delta_bits=4, absolute=False, weight_bits=8,
-                 has_bias=True, quantized=True, positions=1, cut=0, entry_depth=512,
+    def __init__(self, seed, bus_width, execs, *, delta_bits=4, absolute=False, rice=False,
+                 weight_bits=8, has_bias=True, quantized=True, positions=1, cut=0, entry_depth=512,
                  pause=0.3):
         print("seed", seed)
         self.rng, self.pause = random.Random(seed), pause
@@ -26,7 +26,8 @@ class Run:
         self.entries, self.counts, self.rows, self.faults, self.fillers = [], [], [], [], 0
         self.headers = []  # for each entry, the rows whose headers are known by then
         self.command = {
-            "delta_bits": delta_bits, "absolute": absolute, "int4": weight_bits == 4,
+            "delta_bits": delta_bits, "absolute": absolute, "rice": rice,
+            "int4": weight_bits == 4,
             "has_bias": has_bias, "mode": 2 if quantized else 0, "limit": LIMIT,
             "positions": positions,
         }
@@ -34,7 +35,7 @@ class Run:
         self.streams = []
         for rows in execs:
             writer, fillers = write_rows(
-                rows, delta_bits=delta_bits, absolute=absolute, weight_bits=weight_bits,
+                rows, delta_bits=delta_bits, absolute=absolute, rice=rice, weight_bits=weight_bits,
                 has_bias=has_bias, quantized=quantized,
             )
             self.expected_fillers += fillers
@@ -101,12 +102,17 @@ CASES = [
     (64, {"delta_bits": 2, "weight_bits": 4, "has_bias": False}),
     (32, {"delta_bits": 1}),
     (256, {"delta_bits": 0, "absolute": True, "weight_bits": 4}),
+    (64, {"delta_bits": 0, "rice": True}),
+    (32, {"delta_bits": 0, "rice": True, "weight_bits": 4, "has_bias": False, "quantized": False}),
+    (64, {"delta_bits": 3, "rice": True, "quantized": False}),
+    (128, {"delta_bits": 8, "rice": True, "weight_bits": 4}),
+    (32, {"delta_bits": 1, "rice": True}),
 ]
 
 
 @pytest.mark.parametrize(("bus_width", "form"), CASES)
 def test_reads_rows_and_entries(bus_width, form):
-    seed = bus_width + form["delta_bits"]
+    seed = bus_width + form["delta_bits"] + 100 * form.get("rice", False)
     rng = np.random.default_rng(seed)
     quantized, weight_bits = form.get("quantized", True), form.get("weight_bits", 8)
     execs = [

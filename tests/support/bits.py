@@ -2,6 +2,7 @@
 """A bit stream written one field at a time: the weight stream's twin, slow and obvious."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -34,10 +35,30 @@ class BitWriter:
         ]
 
 
-def write_rows(rows, *, delta_bits=4, absolute=False, weight_bits=8, has_bias=True, quantized=True):
+class MaskWriter:
+    """Quotients in unary, in masks that are put in front of the entries that need them."""
+
+    def __init__(self, quotients):
+        ones = [bit for q in quotients for bit in [0] * q + [1]]
+        ones += [0] * (-len(ones) % 16)
+        self.masks = [ones[k : k + 16] for k in range(0, len(ones), 16)]
+        self.left = 0
+
+    def before_entry(self, out):
+        while not self.left:
+            mask = self.masks.pop(0)
+            out.bits += mask
+            self.left = sum(mask)
+        self.left -= 1
+
+
+def write_rows(rows, *, delta_bits=4, absolute=False, rice=False, weight_bits=8, has_bias=True,
+               quantized=True):
     """Codes rows as `sparsemac.stream` defines; returns (writer, number of fillers)."""
     out = BitWriter()
     fillers = 0
+    gaps = [[b - a - 1 for a, b in pairwise([-1, *(o for o, _ in row.entries)])] for row in rows]
+    masks = MaskWriter([gap >> delta_bits for of_row in gaps for gap in of_row]) if rice else None
     if not rows:
         out.put(0xFFFF8000, 32)
     for i, row in enumerate(rows):
@@ -51,7 +72,12 @@ def write_rows(rows, *, delta_bits=4, absolute=False, weight_bits=8, has_bias=Tr
             out.put(row.shift, 6)
             out.put(0, 6)
         o = 0
-        for offset, weight in row.entries:
+        for (offset, weight), row_gap in zip(row.entries, gaps[i], strict=True):
+            if masks:
+                masks.before_entry(out)
+                out.put(weight, weight_bits)
+                out.put(row_gap, delta_bits)
+                continue
             if absolute:
                 out.put(weight, weight_bits)
                 out.put(offset, 16)

@@ -39,7 +39,7 @@ IMAGE = ("compiled", "programs", 0, "program", "image")
 
 #: Attributes that a file of this version has of each class.
 KEYS = {
-    2: {
+    3: {
         Graph: "name values inputs outputs nodes batchable",
         Value: "name shape dtype scale zero_point",
         Node: "name inputs outputs layer operation attributes source reason",
@@ -57,7 +57,7 @@ KEYS = {
                 "strip_height",
         Area: "address length writable",
         LayerPlan: "name fmt tiling macs estimated_cycles",
-        StreamFormat: "delta_bits absolute weight_bits",
+        StreamFormat: "delta_bits absolute rice weight_bits",
         Tiling: "positions columns row_tiles regions resident rows_per_engine",
         RowTile: "rows replayed",
         ConvTiling: "band blocks width passes regions rows_per_engine",
@@ -257,7 +257,7 @@ def test_random_inputs_follow_shapes_and_types(graph):
 
 
 def test_another_version_is_named(data, put):
-    with pytest.raises(ModelError, match=r"net\.smnet: version .* must be 2, not 1"):
+    with pytest.raises(ModelError, match=r"net\.smnet: version .* must be 3, not 1"):
         read_network_file(put(rebuilt(*members(data), version=1)))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sparsemac._coding import formats
 from sparsemac.commands import StreamFormat
 from sparsemac.csr import Csr, as_csr
 from sparsemac.errors import UnsupportedLayer
@@ -13,6 +14,7 @@ from sparsemac.matrices import random_values, read_matrix
 from sparsemac.registers import FaultCode
 from sparsemac.schedule import balance_rows, row_costs
 from sparsemac.stream import (
+    MASK_BITS,
     MAX_COUNT,
     MAX_OFFSETS,
     MAX_OUT_OFFSET,
@@ -27,6 +29,8 @@ from support.bits import Row, write_rows
 
 FORMATS = [
     StreamFormat(delta_bits=d, weight_bits=w) for w in (4, 8) for d in range(9)
+] + [
+    StreamFormat(delta_bits=d, rice=True, weight_bits=w) for w in (4, 8) for d in (0, 1, 3, 8)
 ] + [StreamFormat(delta_bits=0, absolute=True, weight_bits=w) for w in (4, 8)]
 
 
@@ -83,7 +87,7 @@ def check_round_trip(csr, engine_rows, fmt, bus_bytes, out_offsets=None, **param
 
     assert packed.fillers == got.fillers and packed.entries == len(got.weights)
     assert packed.beats % engines == 0 and len(packed.data) == packed.beats * bus_bytes
-    entry_bits = (packed.entries + packed.fillers) * fmt.entry_bits
+    entry_bits = (packed.entries + packed.fillers) * fmt.entry_bits + packed.mask_bits
     assert packed.format_bits == entry_bits + packed.header_bits + packed.padding_bits
     assert packed.format_bits + packed.parameter_bits == 8 * len(packed.data)
     return packed
@@ -111,7 +115,8 @@ def test_streams_equal_those_written_field_by_field(fmt, has_bias, quantized):
             coded.append(Row(int(out_offsets[r]), entries, *(
                 0 if p is None else int(p[r]) for p in parameters.values())))
         writer, _ = write_rows(coded, delta_bits=fmt.delta_bits, absolute=fmt.absolute,
-                               weight_bits=fmt.weight_bits, has_bias=has_bias, quantized=quantized)
+                               rice=fmt.rice, weight_bits=fmt.weight_bits, has_bias=has_bias,
+                               quantized=quantized)
         expected.append(writer.beats(64))
     rounds = max(len(beats) for beats in expected)
     interleaved = [
@@ -174,7 +179,9 @@ def test_a5_long_rows_far_gaps_and_the_last_column_are_coded(fmt):
     for engine_rows in ([[2, 0, 1]], [[0], [], [1, 2]]):
         engine_rows = [np.array(rows, int) for rows in engine_rows]
         packed = check_round_trip(far, engine_rows, fmt, 16)
-        if not fmt.absolute:
+        if fmt.rice:
+            assert packed.fillers == 0
+        elif not fmt.absolute:
             field, window = 1 << fmt.delta_bits, 1 << 2 * fmt.delta_bits
             gaps = (MAX_OFFSETS - 2, MAX_OFFSETS - 1)
             assert packed.fillers == sum(math.ceil((g // field * field) / window) for g in gaps)
@@ -287,7 +294,8 @@ def test_a8_any_bits_are_unpacked_or_refused(data, fmt, has_bias, quantized):
     except StreamError:
         return
     assert len(got.offsets) == len(got.weights) == got.indptr[-1] == got.counts.sum()
-    assert (got.weights != 0).all() and (got.offsets >= 0).all()
+    assert fmt.rice or (got.weights != 0).all()
+    assert (got.offsets >= 0).all()
 
 
 # -- sizes and speed ----------------------------------------------------------------------------
@@ -300,20 +308,20 @@ def test_the_chosen_format_is_the_smallest(density, weight_bits):
     csr = random_csr(rng, 40, 500, density, weight_bits)
     chosen = choose_format(csr, weight_bits)
     sizes = {}
-    for fmt in FORMATS:
-        if fmt.weight_bits == weight_bits:
-            packed = pack(csr, [np.arange(40)], fmt, engines=1, bus_bytes=4)
-            sizes[fmt] = packed.format_bits - packed.padding_bits
-    assert sizes[chosen] == min(sizes.values())
+    for fmt in formats(weight_bits):
+        packed = pack(csr, [np.arange(40)], fmt, engines=1, bus_bytes=4)
+        sizes[fmt] = packed.format_bits - packed.padding_bits
+    # The end of the last mask is not reckoned with.
+    assert sizes[chosen] < min(sizes.values()) + MASK_BITS
 
 
-@pytest.mark.parametrize(("weight_bits", "stated", "bound"), [(4, 9.3, 8.7), (8, 13.5, 12.7)])
-def test_a_tenth_of_nonzeros_costs_what_the_design_states(weight_bits, stated, bound):
+@pytest.mark.parametrize(("weight_bits", "stated", "bound"), [(4, 8.82, 8.7), (8, 12.77, 12.7)])
+def test_a_tenth_of_nonzeros_costs_hardly_more_than_its_entropy(weight_bits, stated, bound):
     rng = np.random.default_rng(9)
     csr = random_csr(rng, 512, 2048, 0.1, weight_bits, zeros=0).without_zeros()
     packed = pack(csr, [np.arange(512)], choose_format(csr, weight_bits), engines=1, bus_bytes=8)
     entry_bits = packed.format_bits - packed.header_bits - packed.padding_bits
-    assert entry_bits / csr.nnz == pytest.approx(stated, abs=0.15)
+    assert entry_bits / csr.nnz == pytest.approx(stated, abs=0.03)
     assert entropy_bound_bits(csr) == pytest.approx(bound, abs=0.15)
 
 
@@ -337,10 +345,11 @@ def test_real_layers_survive_and_stay_near_their_entropy(data_dir):
             csr = random_values(matrix, weight_bits, seed=1)
             rows = balance_rows(row_costs(csr.row_lengths, 2), 8)
             packed = check_round_trip(csr, rows, choose_format(csr, weight_bits), 8)
-            entry_bits = (packed.entries + packed.fillers) * packed.fmt.entry_bits / csr.nnz
+            coded_bits = (packed.entries + packed.fillers) * packed.fmt.entry_bits
+            entry_bits = (coded_bits + packed.mask_bits) / csr.nnz
             total, bound = packed.format_bits / csr.nnz, entropy_bound_bits(csr)
             print(f"{path.name[:40]:40} {weight_bits} {entry_bits:.2f} {total:.2f} {bound:.2f}")
-            assert bound < entry_bits < 1.13 * bound
+            assert bound < entry_bits < 1.09 * bound
             if csr.nnz > 10_000:  # streams end together, up to one row of a few hundred
                 assert packed.padding_bits < 0.02 * packed.format_bits
             assert packed.header_bits == 32 * csr.shape[0]

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .._coding import code_entries
+from .._coding import MASK_BITS, code_entries, gaps_between
 from ..commands import Exec, OutputMode, StreamFormat
 from ..config import CoreConfig
 from ..csr import Csr
+from ..schedule import MASK_CYCLES, MASK_ZEROS
 from ..stream import HEADER_BITS, UnpackedStreams, unpack
 
 __all__ = [
@@ -40,7 +41,7 @@ FILLER_CYCLES = 4
 class EngineStream:
     """The stream of one engine, as its unpacker goes through it: one item per cycle.
 
-    Items are header words, entries, fillers, and cycles in which nothing is unpacked.
+    Items are header words, entries, fillers, masks, and cycles in which nothing is unpacked.
 
     Attributes
     ----------
@@ -135,15 +136,8 @@ class _Items:
 def _items(rows: UnpackedStreams, header: list[int], fmt: StreamFormat) -> _Items:
     """Returns the items of all rows."""
     csr = Csr((len(rows.counts), 1 << 16), rows.indptr, rows.offsets, rows.weights.astype(np.int8))
-    coded, sizes = code_entries(csr, fmt)
-    entry = coded & ((1 << fmt.weight_bits) - 1) != 0
-    bits = np.full(len(coded), fmt.entry_bits, np.int64)
-    row_of = np.repeat(np.arange(len(sizes)), sizes)
-    before, lost = _lost_to_fillers(entry, row_of, rows.counts, sizes)
-    where = np.repeat(before, lost)
-    bits, entry = np.insert(bits, where, 0), np.insert(entry, where, False)
-    sizes = sizes + np.bincount(row_of[before], lost, len(sizes)).astype(np.int64)
-
+    bits, entry, sizes = (_rice_items(csr, rows.engine_of_row, fmt) if fmt.rice
+                          else _plain_items(csr, fmt))
     lead = len(header) + EMPTY_ROW_CYCLES * (sizes == 0)
     firsts = np.concatenate([[0], np.cumsum(lead + sizes + ROW_CYCLES * (sizes > 0))])
     starts = firsts[:-1]
@@ -155,6 +149,48 @@ def _items(rows: UnpackedStreams, header: list[int], fmt: StreamFormat) -> _Item
     # An empty row becomes an entry behind its header.
     all_entry[starts[sizes == 0] + len(header)] = True
     return _Items(all_bits, all_entry, firsts)
+
+
+def _plain_items(csr: Csr, fmt: StreamFormat
+                 ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """Bits of entries and fillers, which of them are entries, and how many items each row has."""
+    coded, sizes = code_entries(csr, fmt)
+    entry = coded & ((1 << fmt.weight_bits) - 1) != 0
+    bits = np.full(len(coded), fmt.entry_bits, np.int64)
+    row_of = np.repeat(np.arange(len(sizes)), sizes)
+    before, lost = _lost_to_fillers(entry, row_of, csr.row_lengths, sizes)
+    where = np.repeat(before, lost)
+    bits, entry = np.insert(bits, where, 0), np.insert(entry, where, False)
+    return bits, entry, sizes + np.bincount(row_of[before], lost, len(sizes)).astype(np.int64)
+
+
+def _rice_items(csr: Csr, engine_of_row: NDArray[np.int64], fmt: StreamFormat
+                ) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.int64]]:
+    """The same of Rice-coded entries, with their masks."""
+    counts = csr.row_lengths
+    quotients = gaps_between(csr) >> fmt.delta_bits
+    engines = np.repeat(engine_of_row, counts)
+    first = np.flatnonzero(np.diff(engines, prepend=-1))  # entries of streams
+    ends = np.cumsum(quotients + 1)
+    base = (ends - quotients - 1)[first]
+    # Where each entry's one is in the masks of its stream, and where the one before it is.
+    one = ends - 1 - np.repeat(base, np.diff(first, append=len(ends)))
+    previous = np.concatenate([[-1], one[:-1]])[:len(one)]
+    previous[first] = -1
+    masks = one // MASK_BITS - previous // MASK_BITS
+    rest = (MASK_BITS - 1 - previous % MASK_BITS) // MASK_ZEROS
+    whole = MASK_CYCLES + MASK_BITS // MASK_ZEROS
+    lost = np.where(masks == 0, quotients // MASK_ZEROS,
+                    rest + masks * MASK_CYCLES + (masks - 1) * (MASK_BITS // MASK_ZEROS)
+                    + one % MASK_BITS // MASK_ZEROS)
+    places = np.cumsum(lost + 1) - 1
+    total = int(places[-1]) + 1 if len(places) else 0
+    bits, entry = np.zeros(total, np.int64), np.zeros(total, np.bool_)
+    bits[places], entry[places] = fmt.entry_bits, True
+    nth = np.arange(int(masks.sum())) - np.repeat(np.cumsum(masks) - masks, masks)
+    bits[np.repeat(places - lost + rest + 1, masks) + whole * nth] = MASK_BITS
+    before = np.concatenate([[0], np.cumsum(lost + 1)])
+    return bits, entry, np.diff(before[csr.indptr])
 
 
 def _lost_to_fillers(
