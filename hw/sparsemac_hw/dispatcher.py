@@ -352,7 +352,10 @@ class Dispatcher(wiring.Component):
                 run.command.delta_bits, run.command.absolute, run.command.int4,
                 run.command.has_bias, run.command.rice,
             ).eq(form),
-            Cat(run.command.mode, run.command.psum_in, run.command.psum_out).eq(form[8:]),
+            Cat(
+                run.command.mode, run.command.psum_in, run.command.psum_out,
+                run.command.count_size, run.command.offset_size,
+            ).eq(form[8:]),
             Cat(run.command.zero_point, run.command.low, run.command.high).eq(words[12]),
             run.command.index.eq(index),
         ]

@@ -57,6 +57,8 @@ exec_layout = data.StructLayout({
     "mode": 2,
     "psum_in": 1,
     "psum_out": 1,
+    "count_size": 2,
+    "offset_size": 2,
     "zero_point": signed(8),
     "low": signed(8),
     "high": signed(8),

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads rows and entries from the weight stream of one engine."""
 
+from itertools import pairwise
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
-from sparsemac.commands import DELTA_BITS_MAX, OutputMode
+from sparsemac.commands import COUNT_BITS, DELTA_BITS_MAX, OFFSET_BITS, OutputMode
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 from sparsemac.stream import MASK_BITS
@@ -23,12 +24,13 @@ entry_layout = data.StructLayout({"offset": 16, "weight": signed(8)})
 class Item(enum.Enum, shape=3):
     """What the bits of an item mean."""
 
-    COUNT = 0  # count, end, out_offset
-    BIAS = 1
-    MULTIPLIER = 2  # its low 32 bits
-    SHIFT = 3  # the multiplier's high 4 bits, shift, 6 reserved bits
-    ENTRY = 4
-    MASK = 5  # quotients of the entries behind it
+    COUNT = 0  # end, count
+    OFFSET = 1  # out_offset
+    BIAS = 2
+    MULTIPLIER = 3  # its low 32 bits
+    SHIFT = 4  # the multiplier's high 4 bits, shift, 6 reserved bits
+    ENTRY = 5
+    MASK = 6  # quotients of the entries behind it
 
 
 class Unpacker(wiring.Component):
@@ -146,12 +148,18 @@ class Unpacker(wiring.Component):
         self._complete = Signal()  # the last entry of the row is being taken
         takes_count = Signal()
         refill = Signal()  # the entry taken in the last cycle was a filler
-        count = bits[:15]
+        # What lies behind a field that is not of full size belongs to the next item.
+        count, all_ones = Signal(COUNT_BITS[-1]), Signal(COUNT_BITS[-1])
+        offset = Signal(OFFSET_BITS[-1])
+        in_count = self._within(m, command.count_size, COUNT_BITS)
+        in_offset = self._within(m, command.offset_size, OFFSET_BITS)
         m.d.comb += [
+            count.eq(bits[1:] & in_count), all_ones.eq(bits[1:] | ~in_count),
+            offset.eq(bits & in_offset),
             takes_count.eq(self._is_count & ~row_full & ~self._empty & self.o_count.ready),
             window.advance.eq(
                 Mux(self._is_entry, self._flow, ~self._is_count | takes_count)),
-            no_row.eq(bits[15:32].all()),
+            no_row.eq(bits[0] & all_ones.all()),
             self.o_count.valid.eq(
                 self._is_count & ~row_full & ~self._empty & ~no_row),
             self.o_count.p.eq(Mux(count == 0, 1, count)),
@@ -168,12 +176,13 @@ class Unpacker(wiring.Component):
             m.d.sync += self._empty.eq(0)
         with m.If(takes_count):
             m.d.sync += [
-                no_entries.eq(count == 0), need.eq(count), self._end.eq(bits[15]),
-                self._known.eq(1), self._null.eq(no_row), row.out_offset.eq(bits[16:32]),
-                row.bias.eq(0),
+                no_entries.eq(count == 0), need.eq(count), self._end.eq(bits[0]),
+                self._known.eq(~no_row), self._null.eq(no_row), row.bias.eq(0),
             ]
         with m.Elif(self._valid):
             with m.Switch(self._item):
+                with m.Case(Item.OFFSET):
+                    m.d.sync += row.out_offset.eq(offset)
                 with m.Case(Item.BIAS):
                     m.d.sync += row.bias.eq(bits)
                 with m.Case(Item.MULTIPLIER):
@@ -182,19 +191,25 @@ class Unpacker(wiring.Component):
                     m.d.sync += [row.multiplier[32:].eq(bits[:4]), row.shift.eq(bits[4:9])]
         final = Signal(Item)  # of a header
         m.d.sync += final.eq(
-            Mux(self._quantized, Item.SHIFT, Mux(command.has_bias, Item.BIAS, Item.COUNT)))
+            Mux(self._quantized, Item.SHIFT, Mux(command.has_bias, Item.BIAS, Item.OFFSET)))
         with m.If(self.o_row.ready):
             m.d.sync += row_full.eq(0)
-        with m.If(self._valid & window.advance & (self._item == final) & ~self._null
-                  & ~(self._is_count & no_row)):
-            m.d.sync += [
-                row_full.eq(1), self._empty.eq(Mux(self._is_count, count == 0, no_entries)),
-            ]
+        with m.If(self._valid & window.advance & (self._item == final) & ~self._null):
+            m.d.sync += [row_full.eq(1), self._empty.eq(no_entries)]
         m.d.comb += [self.o_row.p.eq(row), self.o_row.valid.eq(row_full)]
         return (
             takes_count & ~no_row & ~window.short & (command.positions > 1)
             & (count > self._config.entry_depth)
         )
+
+    @staticmethod
+    def _within(m: Module, size: Value, sizes: tuple[int, ...]) -> Value:
+        """Ones where a field of that size has bits; known a cycle later."""
+        within = [Signal(name=f"within_{bits}", reset_less=True) for bits in sizes[1:]]
+        m.d.sync += [on.eq(size >= k) for k, on in enumerate(within, 1)]
+        reach = [b - a for a, b in pairwise(sizes)]
+        ones = [on.replicate(bits) for on, bits in zip(within, reach, strict=True)]
+        return Cat(Const(1).replicate(sizes[0]), *ones)
 
     def _ask(self, m: Module) -> None:
         """Asks the window for one item after the other."""
@@ -205,6 +220,10 @@ class Unpacker(wiring.Component):
         running, asked = Signal(), Signal()
         wanted = Signal()  # the row needs another entry
         found = self._read_masks(m, wanted)
+        count_bits, offset_bits = Signal(6, reset_less=True), Signal(6, reset_less=True)
+        for field, size, sizes in ((count_bits, command.count_size, [1 + b for b in COUNT_BITS]),
+                                   (offset_bits, command.offset_size, OFFSET_BITS)):
+            m.d.sync += field.eq(Array(sizes)[size])
         # Known before the state is needed: the window's adder is in the longest path.
         step_bits = Signal(6, reset_less=True)
         m.d.comb += [
@@ -221,8 +240,9 @@ class Unpacker(wiring.Component):
             else:
                 m.d.sync += [
                     self._asked.eq(getattr(Item, state)), self._header.eq(state != "ENTRY"),
-                    step_bits.eq({"ENTRY": entry_bits, "SHIFT": 16, "MASK": MASK_BITS}.get(
-                        state, 32)),
+                    step_bits.eq({
+                        "COUNT": count_bits, "OFFSET": offset_bits, "BIAS": 32, "MULTIPLIER": 32,
+                        "SHIFT": 16, "ENTRY": entry_bits, "MASK": MASK_BITS}[state]),
                 ]
 
         def leave_if_null() -> None:
@@ -235,7 +255,11 @@ class Unpacker(wiring.Component):
                     m.d.sync += running.eq(1)
                     go("COUNT")
             with m.State("COUNT"):
-                m.d.sync += self._known.eq(0)
+                # At the start of an EXEC the size comes a cycle late, but before the first beat.
+                m.d.sync += [self._known.eq(0), step_bits.eq(count_bits)]
+                with m.If(asked):
+                    go("OFFSET")
+            with m.State("OFFSET"):
                 with m.If(asked):
                     with m.If(command.has_bias):
                         go("BIAS")
@@ -243,6 +267,7 @@ class Unpacker(wiring.Component):
                         go("MULTIPLIER")
                     with m.Else():
                         go("ENTRY")
+                leave_if_null()
             with m.State("BIAS"):
                 with m.If(asked):
                     with m.If(self._quantized):

@@ -6,19 +6,17 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from .commands import StreamFormat
+from .commands import COUNT_BITS, OFFSET_BITS, StreamFormat
 from .csr import Csr, weight_range
 
 #: Limits of a row in a stream, and of the offsets of its entries.
-MAX_COUNT = (1 << 15) - 1
-MAX_OUT_OFFSET = (1 << 16) - 2
+MAX_COUNT = (1 << COUNT_BITS[-1]) - 2
+MAX_OUT_OFFSET = (1 << OFFSET_BITS[-1]) - 1
 MAX_OFFSETS = 1 << 16
 
-#: The header of a stream without rows.
-NULL_ROW = 0xFFFF_8000
-
-#: Bits in front of a row's entries: count, end and out_offset; bias; multiplier and shift.
-HEADER_BITS, BIAS_BITS, SCALE_BITS = 32, 32, 48
+#: Bits in front of a row's entries: end, count and out_offset at their largest; bias; multiplier
+#: and shift.
+HEADER_BITS, BIAS_BITS, SCALE_BITS = 1 + COUNT_BITS[-1] + OFFSET_BITS[-1], 32, 48
 
 #: Bits of a mask, which holds quotients of Rice-coded gaps.
 MASK_BITS = 16
@@ -30,7 +28,6 @@ __all__ = [
     "MAX_COUNT",
     "MAX_OFFSETS",
     "MAX_OUT_OFFSET",
-    "NULL_ROW",
     "SCALE_BITS",
     "choose_format",
     "code_entries",

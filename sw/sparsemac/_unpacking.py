@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ._coding import BIAS_BITS, HEADER_BITS, MASK_BITS, MAX_COUNT, NULL_ROW, SCALE_BITS
+from ._coding import BIAS_BITS, MASK_BITS, SCALE_BITS
 from .commands import StreamFormat
 from .registers import FaultCode
 
@@ -190,13 +190,14 @@ def unpack(
         reader = _Reader(e, streams[e], fmt)
         end = False
         while not end:
-            header = reader.take(HEADER_BITS)
-            if header >> 15 == NULL_ROW >> 15:
+            header = reader.take(1 + fmt.count_bits)
+            if header == (2 << fmt.count_bits) - 1:
                 break
-            count, end = header & MAX_COUNT, bool(header >> 15 & 1)
+            count, end = header >> 1, bool(header & 1)
+            out_offset = reader.take(fmt.offset_bits)
             bias = reader.take(BIAS_BITS) if has_bias else 0
             scale = reader.take(SCALE_BITS) if quantized else 0
-            rows.append((e, header >> 16, count, (bias ^ 1 << 31) - (1 << 31),
+            rows.append((e, out_offset, count, (bias ^ 1 << 31) - (1 << 31),
                          scale & ((1 << 36) - 1), scale >> 36 & 31))
             if count:
                 reader.read_row(count)

@@ -50,14 +50,16 @@ modulo 2**32.
                     [7] Rice-coded deltas (not with absolute offsets),
                     [9:8] output: 0 raw int32, 1 single rounding, 2 double rounding,
                     [10] psum_in: add the partial sums kept by the last psum_out, not the bias,
-                    [11] psum_out: keep partial sums, store nothing
+                    [11] psum_out: keep partial sums, store nothing,
+                    [13:12] size of counts, [15:14] of output offsets: places in COUNT_BITS and
+                    OFFSET_BITS
     12 clamp        [7:0] zero point, [15:8] lowest, [23:16] highest output, all int8
 
 The weight stream is defined in `sparsemac.stream`.
 """
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import reduce
 from operator import xor
@@ -67,7 +69,9 @@ __all__ = [
     "COMMAND_BYTES",
     "COMMAND_MAGIC",
     "COMMAND_WORDS",
+    "COUNT_BITS",
     "DELTA_BITS_MAX",
+    "OFFSET_BITS",
     "CommandError",
     "Exec",
     "Load",
@@ -82,6 +86,10 @@ __all__ = [
 
 #: Widest delta of a weight stream [bits].
 DELTA_BITS_MAX = 8
+
+#: Sizes of a row's count and output offset in a weight stream [bits].
+COUNT_BITS = (5, 7, 10, 15)
+OFFSET_BITS = (8, 10, 12, 16)
 
 COMMAND_WORDS = 16
 COMMAND_BYTES = 4 * COMMAND_WORDS
@@ -118,7 +126,7 @@ class CommandError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamFormat:
-    """How entries are coded in a weight stream; chosen per layer by the packer.
+    """How rows and entries are coded in a weight stream; chosen per layer by the packer.
 
     Parameters
     ----------
@@ -127,12 +135,16 @@ class StreamFormat:
     rice : bool          Higher bits of a delta stand in masks between the entries; with no
                          ``delta_bits`` these are the bitmap of the matrix.
     weight_bits : int    4 or 8.
+    count_bits : int     Bits of a row's count, one of `COUNT_BITS`.
+    offset_bits : int    Bits of a row's output offset, one of `OFFSET_BITS`.
     """
 
     delta_bits: int = 4
     absolute: bool = False
     rice: bool = False
     weight_bits: int = 8
+    count_bits: int = COUNT_BITS[-1]
+    offset_bits: int = OFFSET_BITS[-1]
 
     def __post_init__(self) -> None:
         if self.weight_bits not in (4, 8):
@@ -144,6 +156,23 @@ class StreamFormat:
             raise ValueError(f"delta_bits must be 0 with absolute offsets, not {self.delta_bits!r}")
         if self.absolute and self.rice:
             raise ValueError("absolute offsets must not be Rice-coded")
+        for name, sizes in (("count_bits", COUNT_BITS), ("offset_bits", OFFSET_BITS)):
+            if getattr(self, name) not in sizes:
+                raise ValueError(f"{name} must be one of {sizes}, not {getattr(self, name)!r}")
+
+    def fitting(self, count: int, offset: int) -> "StreamFormat":
+        """The same with the smallest header that holds such a count and output offset.
+
+        A count of all ones would be that of a stream without rows.
+        """
+        return replace(
+            self, count_bits=next(b for b in COUNT_BITS if count < (1 << b) - 1),
+            offset_bits=next(b for b in OFFSET_BITS if offset < 1 << b))
+
+    @property
+    def header_bits(self) -> int:
+        """Bits of a row's end, count and output offset."""
+        return 1 + self.count_bits + self.offset_bits
 
     @property
     def field_bits(self) -> int:
@@ -232,6 +261,8 @@ class Exec:
             | self.mode << 8
             | self.psum_in << 10
             | self.psum_out << 11
+            | COUNT_BITS.index(self.format.count_bits) << 12
+            | OFFSET_BITS.index(self.format.offset_bits) << 14
         )
         words[12] = (self.zero_point & 0xFF) | (self.low & 0xFF) << 8 | (self.high & 0xFF) << 16
         return _seal(words)
@@ -285,6 +316,8 @@ def decode(data: bytes) -> Load | Exec:
             absolute=bool(form >> 4 & 1),
             rice=bool(form >> 7 & 1),
             weight_bits=4 if form >> 5 & 1 else 8,
+            count_bits=COUNT_BITS[form >> 12 & 3],
+            offset_bits=OFFSET_BITS[form >> 14 & 3],
         )
     except ValueError as error:
         raise CommandError(str(error)) from None

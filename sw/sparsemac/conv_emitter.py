@@ -10,13 +10,12 @@ from .commands import Exec, Load, OutputMode, Shift, StreamFormat
 from .conv import ConvLayer
 from .conv_tiling import ConvTiling, ConvView, Pass, choose_conv_tiling, row_store_cycles
 from .csr import Csr
-from .emitter import MAX_LINE_BEATS, Builder, LayerPlan, interleave
+from .emitter import MAX_LINE_BEATS, Builder, LayerPlan, header_bits, interleave
 from .layout import Tensor
 from .numerics import check_no_overflow
 from .schedule import BlockCost, EntryCost, balance_tiles
 from .stream import (
     BIAS_BITS,
-    HEADER_BITS,
     SCALE_BITS,
     PackedStreams,
     pack,
@@ -76,7 +75,8 @@ class ConvCompiler:
         bias = self.linear.bias
         # Biases that are all zero cost bits and cycles, and add nothing.
         self.bias = bias if bias is not None and bias.any() else None
-        self.row_bits = HEADER_BITS + BIAS_BITS * (self.bias is not None) + SCALE_BITS * (not raw)
+        self.row_bits = (header_bits(self.linear.weights, target)
+                         + BIAS_BITS * (self.bias is not None) + SCALE_BITS * (not raw))
         self.tiling, self.estimated = build.decide(index, self._choose)
         self.line = self.view.line_words(self.tiling.band, self.tiling.bands(
             self.geometry.out_height))

@@ -18,7 +18,8 @@ from .numerics import check_no_overflow
 from .schedule import BlockCost, EntryCost, balance_tiles
 from .stream import (
     BIAS_BITS,
-    HEADER_BITS,
+    MAX_COUNT,
+    MAX_OUT_OFFSET,
     SCALE_BITS,
     PackedStreams,
     entry_counts,
@@ -36,6 +37,7 @@ __all__ = [
     "LayerCompiler",
     "LayerPlan",
     "PackedCache",
+    "header_bits",
     "interleave",
 ]
 
@@ -169,6 +171,13 @@ def _column_blocks(csr: Csr, tiles: Sequence[slice]) -> list[Csr]:
     return blocks
 
 
+def header_bits(csr: Csr, target: Tensor) -> int:
+    """Returns bits of the headers of rows that are all in one EXEC, or in as few as can be."""
+    count = min(int(csr.row_lengths.max(initial=0)), MAX_COUNT)
+    offset = min(csr.shape[0] * target.plane, MAX_OUT_OFFSET)
+    return StreamFormat().fitting(count, offset).header_bits
+
+
 def interleave(rows: NDArray[np.int64], costs: NDArray[np.int64], config: CoreConfig,
                positions: int, word_cycles: float) -> NDArray[np.int64]:
     """Orders the rows of an engine, which come longest first, so that short ones hide.
@@ -209,7 +218,7 @@ class LayerCompiler:
         self.turn = 0
         # Biases that are all zero cost bits and cycles, and add nothing.
         self.bias = layer.bias if layer.bias is not None and layer.bias.any() else None
-        self.row_bits = (HEADER_BITS + BIAS_BITS * (self.bias is not None)
+        self.row_bits = (header_bits(layer.weights, target) + BIAS_BITS * (self.bias is not None)
                          + SCALE_BITS * (layer.mode != OutputMode.RAW))
         (self.tiling, self._nonzeros), self.estimated = build.decide(index, self._choose)
         self.fmt = StreamFormat(weight_bits=layer.weight_bits)

@@ -38,8 +38,8 @@ __all__ = [
 #: Bits of a stream that an engine reads in a cycle, unless they are an entry.
 HEADER_WORD_BITS = 32
 
-#: Cycles in which an engine reads nothing between two rows.
-ROW_GAP_CYCLES = 2
+#: Cycles in which an engine reads nothing between two rows, and one as a header is read in two.
+ROW_GAP_CYCLES = 3
 
 #: Cycles from the last one of a mask to the next mask at work; zeros of it passed over in a cycle.
 MASK_CYCLES, MASK_ZEROS = 4, 2
@@ -71,10 +71,21 @@ def header_cycles(row_bits: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class EntryCost:
-    """What a nonzero costs in the mean, headers of rows left out: bits, and cycles to unpack it."""
+    """What a nonzero costs in the mean, headers of rows left out.
+
+    Attributes
+    ----------
+    bits, cycles : float    In the stream, and to be unpacked, in the format of fewest bits.
+    fastest : float         Cycles to be unpacked in the fastest format.
+    """
 
     bits: float
     cycles: float
+    fastest: float = 1.0
+
+    def unpacking(self, positions: int) -> float:
+        """Cycles to be unpacked in the format that `BlockCost.choose` takes if compute limits."""
+        return self.cycles if self.cycles <= positions else self.fastest
 
     @classmethod
     def of(cls, csr: Csr, weight_bits: int) -> "EntryCost":

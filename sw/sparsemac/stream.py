@@ -10,15 +10,16 @@ nothing in it is aligned.
 
 Row header::
 
-    count       15 bits   entries of the row that are not fillers (0: the row is empty)
     end          1 bit    this is the last row of the stream
-    out_offset  16 bits   output word of the row, relative to the EXEC's output address, 0 to 65534
+    count        5 to 15  entries of the row that are not fillers (0: the row is empty)
+    out_offset   8 to 16  output word of the row, relative to the EXEC's output address
     bias        32 bits   int32; only if the EXEC says that the stream has biases
     multiplier  36 bits   unsigned, below 2**35; only if the output mode is not raw
     shift        6 bits   0 to 31, right shift; only if the output mode is not raw
     zero         6 bits   reserved; only if the output mode is not raw
 
-A stream without rows is the single word 0xFFFF_8000 (count 0, end, out_offset 65535).
+The EXEC says how many bits count and out_offset have. A stream without rows has an end whose count
+is all ones, which no row has, and nothing behind it.
 
 Entries follow::
 
@@ -59,7 +60,6 @@ from ._coding import (
     MAX_COUNT,
     MAX_OFFSETS,
     MAX_OUT_OFFSET,
-    NULL_ROW,
     SCALE_BITS,
     choose_format,
     code_entries,
@@ -100,10 +100,10 @@ class PackedStreams:
     ----------
     data : bytes             ``beats * bus_bytes`` bytes.
     beats : int              Beats of all engines together.
-    fmt : StreamFormat
+    fmt : StreamFormat       With the smallest headers that hold what is in the rows.
     entries, fillers : int   Entries with a weight, and without.
     mask_bits : int          Of all masks.
-    header_bits : int        count, end and out_offset of all rows.
+    header_bits : int        end, count and out_offset of all rows.
     parameter_bits : int     bias, multiplier and shift of all rows: the layer's, not the matrix's.
     padding_bits : int       Behind the last row of each stream.
     """
@@ -166,13 +166,11 @@ def _parameter(name: str, values: Any, rows: int, low: int, high: int,
 
 
 def _header_fields(
-    csr: Csr, out_offsets: Any, bias: Any, multiplier: Any, shift: Any
+    csr: Csr, fmt: StreamFormat, offsets: NDArray[np.int64], bias: Any, multiplier: Any, shift: Any
 ) -> list[tuple[NDArray[np.int64], int]]:
     """Words in front of each row's entries: their (rows,) values, without ``end``, and widths."""
     rows = csr.shape[0]
-    offsets = np.arange(rows) if out_offsets is None else out_offsets
-    offsets = _parameter("out_offsets", offsets, rows, 0, MAX_OUT_OFFSET, UnsupportedLayer)
-    fields = [(csr.row_lengths | offsets << 16, HEADER_BITS)]
+    fields = [(csr.row_lengths << 1 | offsets << 1 + fmt.count_bits, fmt.header_bits)]
     if bias is not None:
         fields.append((_parameter("bias", bias, rows, -(1 << 31), (1 << 31) - 1), BIAS_BITS))
     if (multiplier is None) != (shift is None):
@@ -300,7 +298,7 @@ def pack(
     ----------
     csr : Csr
     engine_rows :                  For each engine its rows, in order; every row exactly once.
-    fmt : StreamFormat
+    fmt : StreamFormat             How entries are coded; the sizes of headers are chosen here.
     engines, bus_bytes : int       As in the core's configuration.
     out_offsets : (rows,)          Output word of each row; the row's own number by default.
     bias : (rows,) int32           None: the stream has no biases.
@@ -312,7 +310,10 @@ def pack(
     if duplicates and not fmt.absolute:
         raise ValueError("duplicates whose sum is no weight need a format with absolute offsets")
     _check_limits(csr, fmt)
-    fields = _header_fields(csr, out_offsets, bias, multiplier, shift)
+    offsets = _parameter("out_offsets", np.arange(rows) if out_offsets is None else out_offsets,
+                         rows, 0, MAX_OUT_OFFSET, UnsupportedLayer)
+    fmt = fmt.fitting(int(csr.row_lengths.max(initial=0)), int(offsets.max(initial=0)))
+    fields = _header_fields(csr, fmt, offsets, bias, multiplier, shift)
     header = sum(width for _, width in fields)
     order = np.concatenate([np.asarray(r, np.int64) for r in engine_rows])
     lengths = np.array([len(r) for r in engine_rows])
@@ -320,7 +321,7 @@ def pack(
 
     idle = np.flatnonzero(lengths == 0)
     used = layout.used.copy()
-    used[idle] = HEADER_BITS
+    used[idle] = no_rows = 1 + fmt.count_bits
     rounds = -(-int(used.max()) // (8 * bus_bytes))
     stream_bits = rounds * 8 * bus_bytes
     words = np.zeros(engines * stream_bits // 64 + 2, np.uint64)
@@ -328,19 +329,20 @@ def pack(
     put_entries(words, layout.coded, fmt.entry_bits, layout.sizes,
                 layout.starts + base[layout.engine_of_run])
     put(words, layout.mask_starts + base[layout.engine_of_mask], layout.masks, MASK_BITS)
-    fields[0][0][order[np.cumsum(lengths)[lengths > 0] - 1]] |= 1 << 15
+    fields[0][0][order[np.cumsum(lengths)[lengths > 0] - 1]] |= 1
     starts = layout.row_starts + np.repeat(base, lengths)
     for values, width in fields:
         put(words, starts, values[order], width)
         starts = starts + width
-    put(words, base[idle], np.full(len(idle), NULL_ROW), HEADER_BITS)
+    put(words, base[idle], np.full(len(idle), (1 << no_rows) - 1), no_rows)
 
     quads = words.astype("<u8", copy=False).view("<u4")[: engines * stream_bits // 32]
     beats = quads.reshape(engines, rounds, bus_bytes // 4)
     return PackedStreams(
         data=beats.transpose(1, 0, 2).tobytes(), beats=rounds * engines, fmt=fmt,
         entries=csr.nnz, fillers=len(layout.coded) - csr.nnz,
-        mask_bits=MASK_BITS * len(layout.masks), header_bits=HEADER_BITS * (rows + len(idle)),
-        parameter_bits=(header - HEADER_BITS) * rows,
+        mask_bits=MASK_BITS * len(layout.masks),
+        header_bits=fmt.header_bits * rows + no_rows * len(idle),
+        parameter_bits=(header - fmt.header_bits) * rows,
         padding_bits=engines * stream_bits - int(used.sum()),
     )

@@ -185,13 +185,15 @@ class ExecCosts:
 
     Attributes
     ----------
-    cycles, unpacking : (tiles,) float    Of the busiest engine: at each position, and once.
+    cycles, entries : (tiles,) float      Of the busiest engine, at each position.
+    headers : float                       Cycles that an engine reads headers, once.
     beats : (tiles,) float                Of all streams.
     rows, longest : int                   Matrix rows; entries of the longest in a tile.
     """
 
     cycles: NDArray[np.float64]
-    unpacking: NDArray[np.float64]
+    entries: NDArray[np.float64]
+    headers: float
     beats: NDArray[np.float64]
     rows: int
     longest: int
@@ -210,7 +212,7 @@ def share_out(counts: NDArray[np.int64], config: CoreConfig, entry: EntryCost, r
     engines, rows, tiles = config.engines, len(counts) * blocks, counts.shape[1]
     if not rows:
         idle = np.zeros(tiles)
-        return ExecCosts(idle, idle + 1, idle + engines, 0, 0)
+        return ExecCosts(idle, idle, 1, idle + engines, 0, 0)
     own = ceil_div(rows, engines)
     costs = row_costs(counts, config.shortest_row_cycles)
     total = costs.sum(axis=0)
@@ -223,7 +225,7 @@ def share_out(counts: NDArray[np.int64], config: CoreConfig, entry: EntryCost, r
     entries = counts.sum(axis=0) * busiest / total
     bits = entries * entry.bits + own * row_bits
     return ExecCosts(
-        cycles=busiest, unpacking=entries * entry.cycles + own * header_cycles(row_bits),
+        cycles=busiest, entries=entries, headers=own * header_cycles(row_bits),
         beats=np.ceil(bits / config.bus_width) * engines, rows=rows,
         longest=int(counts.max(initial=0)))
 
@@ -271,11 +273,12 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry: EntryCost, row
 
     loads = [*map(loaded, plan), 0]
     line = Timeline(tiling.regions)
-    read = 0
+    read, most = 0, max(tiling.positions)
     for k, step in enumerate(plan):
         cost, c = costs[step.row_tile], step.column_tile
         store = cost.rows * step.positions * each if c == len(columns) - 1 else 0.0
-        took = max(cost.cycles[c] * step.positions, cost.unpacking[c], store)
+        unpacking = cost.entries[c] * entry.unpacking(most) + cost.headers
+        took = max(cost.cycles[c] * step.positions, unpacking, store)
         line.step(float(took) + EXEC_OVERHEAD_CYCLES, float(cost.beats[c]), loads[k], loads[k + 1])
         read += int(cost.beats[c]) + loads[k]
     return int(max(line.end, read))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sparsemac.commands import OutputMode, StreamFormat
+from sparsemac.commands import COUNT_BITS, OFFSET_BITS, OutputMode, StreamFormat
 from sparsemac.config import CoreConfig
 from sparsemac.csr import Csr, weight_range
 from sparsemac.numerics import requantize
@@ -78,8 +78,13 @@ class Job:
 
     def pack(self, bus_bytes):
         rows = np.arange(self.matrix.shape[0])
-        return pack(self.matrix, [rows], self.fmt, engines=1, bus_bytes=bus_bytes,
-                    **self.parameters)
+        packed = pack(self.matrix, [rows], self.fmt, engines=1, bus_bytes=bus_bytes,
+                      **self.parameters)
+        self.command |= {
+            "count_size": COUNT_BITS.index(packed.fmt.count_bits),
+            "offset_size": OFFSET_BITS.index(packed.fmt.offset_bits),
+        }
+        return packed
 
 
 class Twin:
@@ -499,7 +504,7 @@ def test_each_cycle_without_an_entry_has_its_reason():
     job = random_job(rng, config, 0, DELTA_4, RAW, rows=4, positions=1, columns=20)
     job.matrix = evenly(job, ENTRY_DEPTH)
     fed = counts(job, pause=0.0, stall=0.0)
-    starved = counts(job, pause=0.9, stall=0.0)
+    starved = counts(job, pause=0.97, stall=0.0)
     assert fed["wait_weights"] < 40 < 100 < starved["wait_weights"]
 
 

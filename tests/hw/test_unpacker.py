@@ -3,6 +3,7 @@ import random
 
 import numpy as np
 import pytest
+from sparsemac.commands import COUNT_BITS, OFFSET_BITS
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 from sparsemac_hw.testing import simulate
@@ -16,7 +17,8 @@ class Run:
     """One simulation of an unpacker over several EXECs with random back-pressure."""
 
     def __init__(self, seed, bus_width, execs, *, delta_bits=4, absolute=False, rice=False,
-                 weight_bits=8, has_bias=True, quantized=True, positions=1, cut=0, entry_depth=512,
+                 weight_bits=8, count_bits=15, offset_bits=16, has_bias=True, quantized=True,
+                 positions=1, cut=0, entry_depth=512,
                  pause=0.3):
         print("seed", seed)
         self.rng, self.pause = random.Random(seed), pause
@@ -30,13 +32,16 @@ class Run:
             "int4": weight_bits == 4,
             "has_bias": has_bias, "mode": 2 if quantized else 0, "limit": LIMIT,
             "positions": positions,
+            "count_size": COUNT_BITS.index(count_bits),
+            "offset_size": OFFSET_BITS.index(offset_bits),
         }
         self.expected_fillers = 0
         self.streams = []
         for rows in execs:
             writer, fillers = write_rows(
                 rows, delta_bits=delta_bits, absolute=absolute, rice=rice, weight_bits=weight_bits,
-                has_bias=has_bias, quantized=quantized,
+                count_bits=count_bits, offset_bits=offset_bits, has_bias=has_bias,
+                quantized=quantized,
             )
             self.expected_fillers += fillers
             beats = writer.beats(bus_width)
@@ -98,15 +103,15 @@ CASES = [
     (32, {"delta_bits": 3, "weight_bits": 4, "quantized": False}),
     (128, {"delta_bits": 0, "has_bias": False, "quantized": False}),
     (512, {"delta_bits": 8, "weight_bits": 4}),
-    (64, {"delta_bits": 0, "absolute": True}),
+    (64, {"delta_bits": 0, "absolute": True, "count_bits": 10, "offset_bits": 12}),
     (64, {"delta_bits": 2, "weight_bits": 4, "has_bias": False}),
     (32, {"delta_bits": 1}),
     (256, {"delta_bits": 0, "absolute": True, "weight_bits": 4}),
-    (64, {"delta_bits": 0, "rice": True}),
+    (64, {"delta_bits": 0, "rice": True, "count_bits": 10, "offset_bits": 8}),
     (32, {"delta_bits": 0, "rice": True, "weight_bits": 4, "has_bias": False, "quantized": False}),
     (64, {"delta_bits": 3, "rice": True, "quantized": False}),
     (128, {"delta_bits": 8, "rice": True, "weight_bits": 4}),
-    (32, {"delta_bits": 1, "rice": True}),
+    (32, {"delta_bits": 1, "rice": True, "count_bits": 10, "offset_bits": 10}),
 ]
 
 
@@ -143,6 +148,17 @@ def test_entries_come_behind_their_headers_however_slow_the_stream(density):
     row_of = np.repeat(np.arange(len(rows)), [max(1, len(row.entries)) for row in rows])
     assert run.faults == [] and len(run.headers) == len(row_of)
     assert (np.array(run.headers) > row_of).all()
+
+
+def test_streams_of_short_rows_have_the_smallest_headers():
+    rows = [Row(o, [(k, 7) for k in range(o % 31)]) for o in range(40)]
+    for rice in (False, True):
+        run = Run(6, 64, [rows, [], rows[30:]], rice=rice, count_bits=5, offset_bits=8,
+                  has_bias=False, quantized=False)
+        assert run.faults == [] and run.done == 3
+        expected = rows + rows[30:]
+        assert run.counts == [max(1, len(row.entries)) for row in expected]
+        assert [row.out_offset for row in run.rows] == [row.out_offset for row in expected]
 
 
 def test_a3_offset_beyond_the_limit_is_a_fault_and_is_not_passed_on():

@@ -52,19 +52,19 @@ class MaskWriter:
         self.left -= 1
 
 
-def write_rows(rows, *, delta_bits=4, absolute=False, rice=False, weight_bits=8, has_bias=True,
-               quantized=True):
+def write_rows(rows, *, delta_bits=4, absolute=False, rice=False, weight_bits=8, count_bits=15,
+               offset_bits=16, has_bias=True, quantized=True):
     """Codes rows as `sparsemac.stream` defines; returns (writer, number of fillers)."""
     out = BitWriter()
     fillers = 0
     gaps = [[b - a - 1 for a, b in pairwise([-1, *(o for o, _ in row.entries)])] for row in rows]
     masks = MaskWriter([gap >> delta_bits for of_row in gaps for gap in of_row]) if rice else None
     if not rows:
-        out.put(0xFFFF8000, 32)
+        out.put(-1, 1 + count_bits)
     for i, row in enumerate(rows):
-        out.put(len(row.entries), 15)
         out.put(i == len(rows) - 1, 1)
-        out.put(row.out_offset, 16)
+        out.put(len(row.entries), count_bits)
+        out.put(row.out_offset, offset_bits)
         if has_bias:
             out.put(row.bias & 0xFFFFFFFF, 32)
         if quantized:

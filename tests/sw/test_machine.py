@@ -207,7 +207,9 @@ def test_sums_wrap_at_the_accumulator(rng):
     bench.put(ACTIVATIONS, bench.words.tobytes())
     assert bench.run(bench.load, replace(bench.exec, mode=OutputMode.RAW)) is None
     total = 20 * 127 * 127
-    bias = int(np.frombuffer(bench.memory[WEIGHTS + 4 : WEIGHTS + 8].tobytes(), "<i4")[0])
+    # Behind the header.
+    bits = int.from_bytes(bench.memory[WEIGHTS : WEIGHTS + 8].tobytes(), "little")
+    bias = (bits >> bench.exec.format.header_bits & 0xFFFF_FFFF ^ 1 << 31) - (1 << 31)
     assert bench.outputs(1).tolist() == [[(total + 2**15) % 2**16 - 2**15 + bias] * 4]
 
 

@@ -65,6 +65,7 @@ def check_round_trip(csr, engine_rows, fmt, bus_bytes, out_offsets=None, **param
     packed = pack(csr, engine_rows, fmt, engines=engines, bus_bytes=bus_bytes,
                   out_offsets=out_offsets, **parameters)
     has_bias, quantized = parameters.get("bias") is not None, parameters.get("shift") is not None
+    fmt = packed.fmt
     got = unpack(packed.data, engines, bus_bytes, fmt, has_bias=has_bias, quantized=quantized)
 
     order = np.concatenate([np.asarray(r, np.int64) for r in engine_rows])
@@ -115,7 +116,9 @@ def test_streams_equal_those_written_field_by_field(fmt, has_bias, quantized):
             coded.append(Row(int(out_offsets[r]), entries, *(
                 0 if p is None else int(p[r]) for p in parameters.values())))
         writer, _ = write_rows(coded, delta_bits=fmt.delta_bits, absolute=fmt.absolute,
-                               rice=fmt.rice, weight_bits=fmt.weight_bits, has_bias=has_bias,
+                               rice=fmt.rice, weight_bits=fmt.weight_bits,
+                               count_bits=packed.fmt.count_bits,
+                               offset_bits=packed.fmt.offset_bits, has_bias=has_bias,
                                quantized=quantized)
         expected.append(writer.beats(64))
     rounds = max(len(beats) for beats in expected)
@@ -204,7 +207,7 @@ def test_a5_matrices_without_rows_or_entries_are_coded():
         packed = check_round_trip(csr, rows, fmt, 8)
         assert packed.data and packed.entries == packed.fillers == 0
     assert pack(as_csr(np.zeros((0, 1), int)), [np.arange(0)], fmt, engines=1,
-                bus_bytes=4).data == b"\x00\x80\xff\xff"
+                bus_bytes=4).data == b"\x3f\x00\x00\x00"
 
 
 # -- what cannot be packed ----------------------------------------------------------------------
@@ -247,10 +250,10 @@ def test_a9_parameters_that_are_no_integers_are_refused():
     (Csr((1, MAX_OFFSETS + 1), np.array([0, 0]), np.zeros(0, int), np.zeros(0, np.int8)), {},
      "columns must be at most 65536 in one stream, not 65537"),
     (as_csr(np.concatenate([np.zeros((1, MAX_COUNT + 1), int), np.ones((1, MAX_COUNT + 1), int)])),
-     {}, r"entries of a row must be at most 32767 in one stream, not 32768 \(row 1\)"),
+     {}, r"entries of a row must be at most 32766 in one stream, not 32767 \(row 1\)"),
     (as_csr([[1]]), {"out_offsets": [MAX_OUT_OFFSET + 1]},
-     r"out_offsets must be 0 to 65534, not 65535 \(row 0\)"),
-    (as_csr([[1]]), {"out_offsets": [-1]}, r"out_offsets must be 0 to 65534, not -1 \(row 0\)"),
+     r"out_offsets must be 0 to 65535, not 65536 \(row 0\)"),
+    (as_csr([[1]]), {"out_offsets": [-1]}, r"out_offsets must be 0 to 65535, not -1 \(row 0\)"),
 ])
 def test_limits_of_a_stream_are_named(csr, changes, message):
     with pytest.raises(UnsupportedLayer, match=f"^{message}$"):
@@ -267,7 +270,8 @@ def test_a2_streams_that_end_early_are_refused_with_their_engine(fmt, engine):
     csr = random_csr(rng, 9, 200, 0.3, fmt.weight_bits)
     # The other engine has no rows: its stream is whole in whatever is left.
     engine_rows = [np.arange(9) if e == engine else np.zeros(0, int) for e in range(2)]
-    whole = check_round_trip(csr, engine_rows, fmt, 4, bias=np.arange(9)).data
+    packed = check_round_trip(csr, engine_rows, fmt, 4, bias=np.arange(9))
+    whole, fmt = packed.data, packed.fmt
     for length in range(8, len(whole) - 16, 8):
         with pytest.raises(StreamError, match=f"^stream of engine {engine} must ") as caught:
             unpack(whole[:length], 2, 4, fmt, has_bias=True, quantized=False)
@@ -352,7 +356,7 @@ def test_real_layers_survive_and_stay_near_their_entropy(data_dir):
             assert bound < entry_bits < 1.09 * bound
             if csr.nnz > 10_000:  # streams end together, up to one row of a few hundred
                 assert packed.padding_bits < 0.02 * packed.format_bits
-            assert packed.header_bits == 32 * csr.shape[0]
+            assert packed.header_bits == packed.fmt.header_bits * csr.shape[0]
 
 
 def test_a_million_nonzeros_pack_in_a_fraction_of_a_second():
@@ -368,7 +372,7 @@ def test_a_million_nonzeros_pack_in_a_fraction_of_a_second():
         packed = pack(csr, rows, fmt, engines=8, bus_bytes=8)
         packing = min(packing, time.perf_counter() - start)
         start = time.perf_counter()
-        unpack(packed.data, 8, 8, fmt, has_bias=False, quantized=False)
+        unpack(packed.data, 8, 8, packed.fmt, has_bias=False, quantized=False)
         unpacking = min(unpacking, time.perf_counter() - start)
         if packing < 0.2 and unpacking < 1.0:
             break

@@ -11,7 +11,7 @@ from ..commands import Exec, OutputMode, StreamFormat
 from ..config import CoreConfig
 from ..csr import Csr
 from ..schedule import MASK_CYCLES, MASK_ZEROS
-from ..stream import HEADER_BITS, UnpackedStreams, unpack
+from ..stream import UnpackedStreams, unpack
 
 __all__ = [
     "BEGINS_ROW",
@@ -94,7 +94,9 @@ def read_streams(command: Exec, data: bytes, config: CoreConfig) -> Streams:
     quantized = command.mode != OutputMode.RAW
     rows = unpack(data, config.engines, config.bus_bytes, command.format,
                   has_bias=command.has_bias, quantized=quantized)
-    header = [HEADER_BITS] + [32] * command.has_bias + [32, 16] * quantized
+    form = command.format
+    header = [1 + form.count_bits, form.offset_bits] + [32] * command.has_bias
+    header += [32, 16] * quantized
     items = _items(rows, header, command.format)
     firsts = items.firsts
     closes = _closes(command, rows, config)
