@@ -8,7 +8,7 @@ from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 from sparsemac_hw.testing import simulate
 from sparsemac_hw.unpacker import Unpacker
-from support.bits import Row, random_rows, write_rows
+from support.bits import BitWriter, Row, random_rows, write_rows
 
 LIMIT = 300
 
@@ -38,7 +38,7 @@ class Run:
         self.expected_fillers = 0
         self.streams = []
         for rows in execs:
-            writer, fillers = write_rows(
+            writer, fillers = (rows, 0) if isinstance(rows, BitWriter) else write_rows(
                 rows, delta_bits=delta_bits, absolute=absolute, rice=rice, weight_bits=weight_bits,
                 count_bits=count_bits, offset_bits=offset_bits, has_bias=has_bias,
                 quantized=quantized,
@@ -165,6 +165,27 @@ def test_a3_offset_beyond_the_limit_is_a_fault_and_is_not_passed_on():
     run = Run(1, 64, [[Row(0, [(3, 5), (LIMIT, 7)])]])
     assert run.faults[0] == FaultCode.COLUMN
     assert run.entries == [(3, 5)]
+
+
+@pytest.mark.parametrize("zeros", [2, 255, 512, 768])
+def test_a3_a_gap_of_any_length_is_no_legal_offset_again(zeros):
+    """Columns are summed up in 17 bits: 512 zeros of 256 columns would be none at all."""
+    out = BitWriter()
+    out.put(1 | 1 << 1, 1 + 15)
+    out.put(0, 16)
+    for k in range(zeros // 16):
+        out.put(0, 16)
+    out.put(1 << zeros % 16, 16)
+    out.put(5, 8)
+    out.put(3, 8)
+    run = Run(4, 64, [out], delta_bits=8, rice=True, has_bias=False, quantized=False)
+    assert run.faults[0] == FaultCode.COLUMN and run.entries == []
+
+
+def test_entries_of_a_mask_go_on_in_the_next_row():
+    rows = [Row(o, [(o, 1 + o), (40 + 3 * o, -1)]) for o in range(7)]
+    run = Run(7, 32, [rows], delta_bits=3, rice=True, has_bias=False, quantized=False)
+    assert run.faults == [] and run.entries == [e for row in rows for e in row.entries]
 
 
 def test_a2_stream_that_ends_early_is_a_fault():
