@@ -173,7 +173,7 @@ def test_a3_a_gap_of_any_length_is_no_legal_offset_again(zeros):
     out = BitWriter()
     out.put(1 | 1 << 1, 1 + 15)
     out.put(0, 16)
-    for k in range(zeros // 16):
+    for _ in range(zeros // 16):
         out.put(0, 16)
     out.put(1 << zeros % 16, 16)
     out.put(5, 8)
