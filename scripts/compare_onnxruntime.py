@@ -25,7 +25,7 @@ from onnx.reference import ReferenceEvaluator
 from sparsemac.conv import ConvLayer
 from sparsemac.errors import ModelError
 from sparsemac.graph import Graph, run_golden
-from sparsemac.importers.onnx import graph_of_model
+from sparsemac.importers.onnx import graph_of_model, load_onnx
 
 #: Least share of equal outputs, and largest difference [steps of the output], of one model: the
 #: smallest have 80 outputs, of which one may lie next to a half.
@@ -207,11 +207,11 @@ def compare(
 
 
 def passes(figures: dict[str, Any]) -> bool:
-    """Whether a model meets the bar."""
+    """Whether a model meets the bar, if any runtime can run it."""
     for name in ("reference", "precise", "not optimized"):
         if "equal" in (judge := figures[name]):
             return judge["equal"] >= SHARE_BAR and judge["largest"] <= DIFFERENCE_BAR
-    return False
+    return True
 
 
 def main() -> int:
@@ -232,8 +232,8 @@ def main() -> int:
         if not path.is_file():
             parser.error(f"models must be files, not {path}")
         try:
+            graph = load_onnx(path)
             model = onnx.load(path)
-            graph = graph_of_model(model, name=path.name, folder=path.parent)
         except ModelError as error:
             print(f"refused: {error}", file=sys.stderr)
             continue
@@ -253,9 +253,12 @@ def summary(name: str, rows: list[dict[str, Any]]) -> str:
         known = [row[key] for row in rows if "equal" in row[key]]
         text.append(f"{key}: " + (
             f"{np.mean([k['equal'] for k in known]):7.3%}, largest "
-            f"{max(k['largest'] for k in known):g}" if known else "none"))
+            f"{max(k['largest'] for k in known):g}" if known else "cannot run it"))
     rounded = sum(row["rounded on the device"] for row in rows)
     text.append(f"rounded on the device: {rounded}/{sum(row['layers'] for row in rows)}")
+    for why in sorted({row[key]["refused"].splitlines()[0] for row in rows
+                       for key in ("reference", "onnxruntime") if "refused" in row[key]}):
+        text.append(f"\n{'':30}{why}")
     return "  ".join(text)
 
 
