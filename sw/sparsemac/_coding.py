@@ -2,11 +2,12 @@
 """The fields of a stream, and what a matrix costs in one: gaps, fillers, the choice of a format."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .commands import COUNT_BITS, OFFSET_BITS, StreamFormat
+from .commands import COUNT_BITS, DELTA_BITS_MAX, OFFSET_BITS, StreamFormat
 from .csr import Csr, weight_range
 
 #: Limits of a row in a stream, and of the offsets of its entries.
@@ -21,24 +22,30 @@ HEADER_BITS, BIAS_BITS, SCALE_BITS = 1 + COUNT_BITS[-1] + OFFSET_BITS[-1], 32, 4
 #: Bits of a mask, which holds quotients of Rice-coded gaps.
 MASK_BITS = 16
 
+#: Cycles from the last one of a mask to the next mask at work; zeros of it passed over in a cycle.
+MASK_CYCLES, MASK_ZEROS = 4, 2
+
 __all__ = [
     "BIAS_BITS",
     "HEADER_BITS",
     "MASK_BITS",
+    "MASK_CYCLES",
+    "MASK_ZEROS",
     "MAX_COUNT",
     "MAX_OFFSETS",
     "MAX_OUT_OFFSET",
     "SCALE_BITS",
+    "FormatCost",
     "choose_format",
     "code_entries",
     "code_rice_entries",
-    "coded_bits",
     "count_gaps",
     "entropy_bound_bits",
     "entry_counts",
     "fillers_before",
-    "formats",
+    "format_costs",
     "gaps_between",
+    "lost_cycles",
     "merge_duplicates",
 ]
 
@@ -136,22 +143,56 @@ def code_rice_entries(csr: Csr, fmt: StreamFormat) -> tuple[NDArray[np.uint32], 
     return coded, (gaps >> np.uint32(fmt.delta_bits)).astype(np.int64)
 
 
-def coded_bits(gaps: NDArray[np.int64], repeats: NDArray[np.int64], fmt: StreamFormat) -> int:
-    """Returns bits of so many entries behind each of these gaps, without the end of a mask."""
+@dataclass(frozen=True, slots=True)
+class FormatCost:
+    """What the entries of a matrix cost in a format.
+
+    Attributes
+    ----------
+    fmt : StreamFormat
+    bits : int      Of entries, fillers and masks, without the end of the last mask.
+    lost : float    Cycles in which an engine unpacks no entry, for fillers and masks.
+    """
+
+    fmt: StreamFormat
+    bits: int
+    lost: float
+
+
+def format_costs(csr: Csr, weight_bits: int, duplicates: bool = False) -> list[FormatCost]:
+    """Returns what each format costs that can code the matrix, the simplest first.
+
+    Arguments as `merge_duplicates` returns them.
+    """
+    nnz = csr.nnz
+    absolute = StreamFormat(delta_bits=0, absolute=True, weight_bits=weight_bits)
+    costs = [FormatCost(absolute, nnz * absolute.entry_bits, 0.0)]
+    if duplicates:
+        return costs
+    gaps, repeats = count_gaps(gaps_between(csr))
+    sizes = np.arange(DELTA_BITS_MAX + 1)
+    quotients = gaps >> sizes[:, None]
+    fillers = quotients + (1 << sizes[:, None]) - 1 >> sizes[:, None]
+    zeros, passed = quotients @ repeats, quotients // MASK_ZEROS @ repeats
+    for d, count in enumerate((fillers @ repeats).tolist()):
+        fmt = StreamFormat(delta_bits=d, weight_bits=weight_bits)
+        costs.append(FormatCost(fmt, (nnz + count) * fmt.entry_bits, count))
+    for d, (zero_bits, cycles) in enumerate(zip(zeros.tolist(), passed.tolist(), strict=True)):
+        fmt = StreamFormat(delta_bits=d, rice=True, weight_bits=weight_bits)
+        bits = nnz + zero_bits
+        costs.append(FormatCost(fmt, nnz * fmt.entry_bits + bits,
+                                cycles + bits / MASK_BITS * MASK_CYCLES))
+    return costs
+
+
+def lost_cycles(gaps: NDArray[np.int64], fmt: StreamFormat) -> NDArray[np.int64 | np.float64]:
+    """Cycles in which an engine unpacks no entry, before each that follows such a gap."""
     if fmt.absolute:
-        return int(repeats.sum()) * fmt.entry_bits
-    if fmt.rice:
-        return int((((gaps >> fmt.delta_bits) + 1 + fmt.entry_bits) * repeats).sum())
-    return int(((fillers_before(gaps, fmt.delta_bits) + 1) * repeats).sum()) * fmt.entry_bits
-
-
-def formats(weight_bits: int) -> list[StreamFormat]:
-    """Returns all formats of weights of so many bits, the simplest first."""
-    return [
-        StreamFormat(delta_bits=0, absolute=True, weight_bits=weight_bits),
-        *(StreamFormat(delta_bits=d, rice=rice, weight_bits=weight_bits)
-          for rice in (False, True) for d in range(9)),
-    ]
+        return np.zeros_like(gaps)
+    if not fmt.rice:
+        return fillers_before(gaps, fmt.delta_bits)
+    quotients = gaps >> fmt.delta_bits
+    return quotients // MASK_ZEROS + (quotients + 1) * (MASK_CYCLES / MASK_BITS)
 
 
 def entry_counts(csr: Csr, weight_bits: int) -> NDArray[np.int64]:
@@ -162,11 +203,8 @@ def entry_counts(csr: Csr, weight_bits: int) -> NDArray[np.int64]:
 def choose_format(csr: Csr, weight_bits: int) -> StreamFormat:
     """Returns the format of fewest bits for this matrix; all are tried on its gaps."""
     merged, duplicates = merge_duplicates(csr, weight_bits)
-    all_formats = formats(weight_bits)
-    if duplicates:
-        return all_formats[0]
-    gaps, repeats = count_gaps(gaps_between(merged))
-    return min(all_formats, key=lambda fmt: coded_bits(gaps, repeats, fmt))
+    costs = format_costs(merged, weight_bits, duplicates)
+    return min(costs, key=lambda cost: cost.bits).fmt
 
 
 def entropy_bound_bits(csr: Csr) -> float:

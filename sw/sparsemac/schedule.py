@@ -9,23 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._checks import as_int
-from ._coding import (
-    MASK_BITS,
-    coded_bits,
-    count_gaps,
-    fillers_before,
-    formats,
-    gaps_between,
-    merge_duplicates,
-)
+from ._coding import format_costs, gaps_between, lost_cycles, merge_duplicates
 from .commands import StreamFormat
 from .config import CoreConfig
 from .csr import Csr
 from .layout import ceil_div
 
 __all__ = [
-    "MASK_CYCLES",
-    "MASK_ZEROS",
     "BlockCost",
     "EntryCost",
     "balance",
@@ -40,9 +30,6 @@ HEADER_WORD_BITS = 32
 
 #: Cycles in which an engine reads nothing between two rows, and one as a header is read in two.
 ROW_GAP_CYCLES = 3
-
-#: Cycles from the last one of a mask to the next mask at work; zeros of it passed over in a cycle.
-MASK_CYCLES, MASK_ZEROS = 4, 2
 
 #: A format may take this share of cycles more than the fastest one if it takes fewer bits.
 FORMAT_SLACK = 1 / 256
@@ -91,14 +78,9 @@ class EntryCost:
     def of(cls, csr: Csr, weight_bits: int) -> "EntryCost":
         """Returns the costs in the format of fewest bits."""
         csr, duplicates = merge_duplicates(csr, weight_bits)
-        all_formats = formats(weight_bits)
-        if duplicates or not csr.nnz:
-            return cls(all_formats[0].entry_bits, 1.0)
-        gaps, repeats = count_gaps(gaps_between(csr))
-        bits, fmt = min(((coded_bits(gaps, repeats, fmt), fmt) for fmt in all_formats),
-                        key=lambda found: found[0])
-        lost = float((_lost_cycles(gaps, fmt) * repeats).sum())
-        return cls(bits / csr.nnz, 1 + lost / csr.nnz)
+        costs = format_costs(csr, weight_bits, duplicates)
+        least, nnz = min(costs, key=lambda cost: cost.bits), max(csr.nnz, 1)
+        return cls(least.bits / nnz, 1 + least.lost / nnz)
 
 
 class BlockCost:
@@ -126,17 +108,13 @@ class BlockCost:
 
     def choose(self, positions: int, config: CoreConfig) -> StreamFormat:
         """Returns the format of fewest bits among those of about the fewest cycles."""
-        rows, all_formats = len(self.counts), formats(self._weight_bits)
-        if self._duplicates:
-            return all_formats[0]
-        gaps, repeats = count_gaps(self._gaps)
-        compute = self._csr.nnz * positions / config.engines
+        rows, nnz, engines = len(self.counts), self._csr.nnz, config.engines
         found = []
-        for fmt in all_formats:
-            stream = coded_bits(gaps, repeats, fmt) + rows * self._row_bits
-            lost = float((_lost_cycles(gaps, fmt) * repeats).sum())
-            unpack = (self._csr.nnz + lost + rows * header_cycles(self._row_bits)) / config.engines
-            found.append((max(compute, unpack, stream / config.bus_width), stream, fmt))
+        for cost in format_costs(self._csr, self._weight_bits, self._duplicates):
+            stream = cost.bits + rows * self._row_bits
+            unpack = nnz + cost.lost + rows * header_cycles(self._row_bits)
+            found.append((max(nnz * positions / engines, unpack / engines,
+                              stream / config.bus_width), stream, cost.fmt))
         most = min(cycles for cycles, _, _ in found) * (1 + FORMAT_SLACK)
         return min((f for f in found if f[0] <= most), key=lambda f: f[1])[2]
 
@@ -148,7 +126,7 @@ class BlockCost:
         """
         unpack = self.counts + header_cycles(self._row_bits)
         if not fmt.absolute:
-            before = np.concatenate([[0], np.cumsum(_lost_cycles(self._gaps, fmt))])
+            before = np.concatenate([[0], np.cumsum(lost_cycles(self._gaps, fmt))])
             unpack = unpack + np.diff(before[self._csr.indptr]).astype(np.int64)
         compute = row_costs(self.counts, shortest)
         sizes, repeats = np.unique(np.asarray(positions), return_counts=True)
@@ -156,16 +134,6 @@ class BlockCost:
         for size, times in zip(sizes.tolist(), repeats.tolist(), strict=True):
             total += np.maximum(compute * size, unpack) * times
         return total
-
-
-def _lost_cycles(gaps: NDArray[np.int64], fmt: StreamFormat) -> NDArray[np.int64 | np.float64]:
-    """Cycles in which an engine unpacks no entry, before each that follows such a gap."""
-    if fmt.absolute:
-        return np.zeros_like(gaps)
-    if not fmt.rice:
-        return fillers_before(gaps, fmt.delta_bits)
-    quotients = gaps >> fmt.delta_bits
-    return quotients // MASK_ZEROS + (quotients + 1) * (MASK_CYCLES / MASK_BITS)
 
 
 def balance_rows(

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .._coding import MASK_BITS, code_entries, gaps_between
+from .._coding import MASK_BITS, MASK_CYCLES, MASK_ZEROS, code_entries, gaps_between
 from ..commands import Exec, OutputMode, StreamFormat
 from ..config import CoreConfig
 from ..csr import Csr
-from ..schedule import MASK_CYCLES, MASK_ZEROS
 from ..stream import UnpackedStreams, unpack
 
 __all__ = [
