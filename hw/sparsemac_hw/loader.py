@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs LOAD commands: copies activations from memory into the buffers of all engines."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -131,9 +134,10 @@ class Loader(wiring.Component):
         ]
         first_place = self.i.payload.command.destination[skip_bits:] << sub_bits
         gap = Signal(place_bits)
-        line_left = Signal(line_bits, reset_less=True)  # beats of the line, but the one to come
         m.d.comb += gap.eq(command.gap[skip_bits:] << sub_bits)
+        starting = Signal()  # a cycle or more behind the command, long before its first beat
 
+        m.d.sync += starting.eq(0)
         with m.FSM(name="load") as fsm:
             with m.State("IDLE"):  # no command
                 m.d.comb += self.i.ready.eq(1)
@@ -143,11 +147,11 @@ class Loader(wiring.Component):
                     lines_asked.eq(0),  # counting up saves a multiplexer for the start
                     place.eq(first_place),
                     end.eq(first_place),
-                    line_left.eq(self.i.payload.command.line_beats - 1),
                 ]
                 with m.If(self.i.valid):
                     m.next = "WAIT"
             with m.State("WAIT"):  # the buffer is in use by EXECs before
+                m.d.sync += starting.eq(1)
                 with m.If(~(self.execs_done < pending.wait)):  # smaller than >=
                     m.next = "ASK"
             with m.State("ASK"):  # one line after the other goes to the splitter
@@ -172,17 +176,20 @@ class Loader(wiring.Component):
             with m.State("HALT"):  # a fault was reported
                 pass
 
+        beat = self.i_beats.payload.data
+        skip = self._lines(m, command.line_beats, gap, starting)
         with m.If(self.i_beats.valid):
-            with m.If(line_left == 0):
-                m.d.sync += [place.eq(place + 1 + gap), line_left.eq(command.line_beats - 1)]
-            with m.Else():
-                m.d.sync += [place.eq(place + 1), line_left.eq(line_left - 1)]
+            # Below the sum, a bit that makes a carry: one more than is skipped.
+            m.d.sync += place.eq((Cat(1, place) + Cat(1, skip))[1:])
         m.d.sync += [
             self.w_en.eq(self.i_beats.valid),
             self.w_line.eq(place[sub_bits:]),
             self.w_sub.eq(place[:sub_bits]),
-            self.w_data.eq(self._shifted(m, command, self.i_beats.payload.data)),
         ]
+        if config.shifts:
+            self._shift(m, command, beat)
+        else:
+            m.d.sync += self.w_data.eq(beat)
         m.d.comb += [
             self.busy.eq(~fsm.ongoing("IDLE")),
             self.fault.code.eq(FaultCode.SIZE),
@@ -191,23 +198,52 @@ class Loader(wiring.Component):
         ]
         return m
 
-    def _shifted(self, m: Module, command: data.View, beat: Signal) -> Value:
-        """The elements of a beat's words, each a lane further up or down, or ``fill``."""
-        config = self._config
-        if not config.shifts:
-            return beat
-        # Constant while a LOAD is at work; in flip-flops, so that a beat passes a LUT or two.
-        mask, fill = Signal(config.lanes, reset_less=True), Signal(8, reset_less=True)
-        up, shifts = Signal(reset_less=True), Signal(reset_less=True)
-        m.d.sync += [
-            up.eq(command.shift == Shift.UP), shifts.eq(command.shift != Shift.NONE),
-            mask.eq(command.mask), fill.eq(command.fill),
+    def _lines(self, m: Module, line_beats: Value, gap: Value, starting: Signal) -> Signal:
+        """Counts the beats of a line; returns what is left out behind the beat that comes next."""
+        # Counted one ahead and from 1, so that a line begins with a reset and no multiplexer.
+        ahead = Signal(len(line_beats), init=2)
+        single = Signal()  # lines of one beat
+        ends, ends_next = Signal(), Signal()  # the beat that comes next ends a line
+        skip = Signal(len(gap))
+        begins = Signal()
+        m.d.comb += [
+            begins.eq(starting | (self.i_beats.valid & ends)),
+            ends_next.eq(
+                Mux(begins, single, Mux(self.i_beats.valid, ahead == line_beats, ends))),
         ]
-        out = []
-        for k in range(config.bus_bytes):
-            word, lane = k - k % config.lanes, k % config.lanes
-            above = beat.word_select(word + (lane + 1) % config.lanes, 8)
-            below = beat.word_select(word + (lane - 1) % config.lanes, 8)
-            moved = Mux(shifts, Mux(up, below, above), beat.word_select(k, 8))
-            out.append(Mux(mask[lane], fill, moved))
-        return Cat(out)
+        m.d.sync += [single.eq(line_beats == 1), ends.eq(ends_next), skip.eq(gap)]
+        with m.If(~ends_next):
+            m.d.sync += skip.eq(0)
+        with m.If(self.i_beats.valid):
+            m.d.sync += ahead.eq(ahead + 1)
+        with m.If(begins):
+            m.d.sync += ahead.eq(2)
+        return skip
+
+    def _shift(self, m: Module, command: data.View, beat: Signal) -> None:
+        """The elements of a beat's words, each a lane further up or down, or ``fill``.
+
+        A register for each source, which its own reset keeps at 0 unless the lane takes that: so a
+        multiplexer of four is no more than an OR. What a lane takes is constant during a LOAD.
+        """
+        config = self._config
+        steps = {Shift.NONE: 0, Shift.UP: -1, Shift.DOWN: 1}  # to where an element comes from
+        sources = [Signal(config.bus_width, name=f"moved_{shift.name.lower()}", reset_less=True)
+                   for shift in steps]
+        for source, (shift, step) in zip(sources, steps.items(), strict=True):
+            takes = Signal(config.lanes, name=f"takes_{shift.name.lower()}", reset_less=True)
+            chosen = Mux(command.shift == shift, (1 << config.lanes) - 1, 0)
+            m.d.sync += takes.eq(chosen & ~command.mask)
+            for k in range(config.bus_bytes):
+                word, lane = k - k % config.lanes, k % config.lanes
+                element = source.word_select(k, 8)
+                m.d.sync += element.eq(beat.word_select(word + (lane + step) % config.lanes, 8))
+                with m.If(~takes[lane]):
+                    m.d.sync += element.eq(0)
+        filled = Signal(8 * config.lanes, reset_less=True)
+        for lane in range(config.lanes):
+            m.d.sync += filled.word_select(lane, 8).eq(command.fill)
+            with m.If(~command.mask[lane]):
+                m.d.sync += filled.word_select(lane, 8).eq(0)
+        words = config.bus_bytes // config.lanes
+        m.d.comb += self.w_data.eq(reduce(or_, sources) | filled.replicate(words))
