@@ -18,6 +18,7 @@ __all__ = [
     "result_layout",
     "row_layout",
     "run_layout",
+    "weight_burst_layout",
     "window_layout",
     "words_per_beat",
 ]
@@ -75,6 +76,15 @@ run_layout = data.StructLayout({"address": 32, "beats": 32})
 
 #: One AXI burst: first byte address, beats (1 to 256).
 burst_layout = data.StructLayout({"address": 32, "beats": 9})
+
+
+def weight_burst_layout(config: CoreConfig) -> data.StructLayout:
+    """A burst of a weight stream; counted from its end, ``closing`` beats are an engine's last.
+
+    As many as there are engines, less those that come in later bursts.
+    """
+    return data.StructLayout({"address": 32, "beats": 9, "closing": range(config.engines + 1)})
+
 
 #: Why the core stops: a `sparsemac.registers.FaultCode`, and where.
 fault_layout = data.StructLayout({"code": 8, "address": 32, "detail": 8, "command": 16})

@@ -8,8 +8,9 @@ from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
 from .bus import ID_BITS
-from .layouts import beat_layout, burst_layout, fault_layout, index_shape
+from .layouts import beat_layout, burst_layout, fault_layout, index_shape, weight_burst_layout
 from .streams import Queue
+from .window import weight_beat_layout
 
 __all__ = ["ReadClient", "Reader"]
 
@@ -51,10 +52,13 @@ class Reader(wiring.Component):
 
     Members
     -------
-    commands, load, weights : In(stream of burst_layout)   Requests, beat-aligned, 1 to
-                                      ``burst_beats`` beats, that do not cross a block of as many.
+    commands, load : In(stream of burst_layout)            Requests, beat-aligned, 1 to
+    weights : In(stream of weight_burst_layout)            ``burst_beats`` beats, that do not cross
+                                                           a block of as many.
     o_burst : Out(stream of burst_layout)                  Requests in order, to the read guard.
-    o_commands, o_load, o_weights : Out(stream of beat_layout)   Beats; always ready.
+    o_commands, o_load : Out(stream of beat_layout)        Beats; always ready.
+    o_weights : Out(stream of weight_beat_layout)          The same; each is ``last`` if its burst
+                                                           says so.
     epoch : In(4)                     ID of the bursts that are issued now.
     issued : In(1), issued_beats : In(9)    Strobe: a burst of this epoch has left on AR.
     clear : In(1)                     Forget all requests. What is outstanding becomes stale; if
@@ -103,11 +107,12 @@ class Reader(wiring.Component):
         super().__init__({
             "commands": In(stream.Signature(burst_layout)),
             "load": In(stream.Signature(burst_layout)),
-            "weights": In(stream.Signature(burst_layout)),
+            "weights": In(stream.Signature(weight_burst_layout(config))),
             "o_burst": Out(stream.Signature(burst_layout)),
             "o_commands": Out(beats),
             "o_load": Out(beats),
-            "o_weights": Out(beats),
+            "o_weights": Out(stream.Signature(
+                weight_beat_layout(config.bus_width), always_ready=True)),
             "epoch": In(ID_BITS),
             "issued": In(1),
             "issued_beats": In(9),
@@ -133,6 +138,7 @@ class Reader(wiring.Component):
             "client": ReadClient,
             "address": 32 - self._beat_bits,
             "last_idx": self._index_bits,
+            "closing": range(config.engines + 1),
         })
 
     @property
@@ -179,7 +185,10 @@ class Reader(wiring.Component):
                         track.payload.address.eq(request.payload.address[self._beat_bits :]),
                         beats.eq(request.payload.beats),
                     ]
-        m.d.comb += track.payload.last_idx.eq(beats - 1)
+        m.d.comb += [
+            track.payload.last_idx.eq(beats - 1),
+            track.payload.closing.eq(self.weights.payload.closing),
+        ]
         with m.If(~held):
             m.d.sync += [held_request.eq(track.payload), held.eq(track.valid)]
         with m.Elif(self.o_burst.ready):
@@ -236,9 +245,12 @@ class Reader(wiring.Component):
         }
         for client, output in outputs.items():
             m.d.comb += [
-                output.payload.eq(beat),
+                output.payload.data.eq(beat.data),
                 output.valid.eq(good & (track.payload.client == client)),
             ]
+        m.d.comb += self.o_weights.payload.last.eq(
+            ends & track.payload.closing if self._config.engines == 1
+            else track.payload.last_idx - beat_idx < track.payload.closing)
         self._report(m, track.payload, failing, expected, refused & expected, resp, beat_idx)
         self._count(m, expected)
 
