@@ -15,7 +15,7 @@ from .counters import CounterBank
 from .dispatcher import Dispatcher
 from .engine import Engine
 from .executor import Executor
-from .guard import Guard
+from .guard import Guard, WindowLookup
 from .loader import Loader
 from .reader import ReadClient, Reader
 from .shared import instance_of
@@ -81,6 +81,7 @@ class Core(wiring.Component):
 
         self._connect_read_side(m)
         self._connect_write_side(m)
+        self._connect_lookup(m)
         self._connect_commands(m)
         self._connect_engines(m)
         self._connect_control(m)
@@ -148,6 +149,17 @@ class Core(wiring.Component):
         ]
         for e, engine in enumerate(self._engines):
             connect_stream(m, engine.o, writer.i[e])
+
+    def _connect_lookup(self, m: Module) -> None:
+        m.submodules.lookup = lookup = WindowLookup(self._config)
+        m.d.comb += lookup.windows.eq(self._bank.windows)
+        for k, guard in enumerate((self._read_guard, self._write_guard)):
+            m.d.comb += [
+                lookup.asks[k].eq(guard.i.valid),
+                lookup.pages[k].eq(guard.page),
+                guard.turn.eq(lookup.turns[k]),
+                guard.covering.eq(lookup.covering),
+            ]
 
     def _connect_commands(self, m: Module) -> None:
         dispatcher, loader, executor = self._dispatcher, self._loader, self._executor
