@@ -144,7 +144,6 @@ class Loader(wiring.Component):
                 m.d.sync += [
                     pending.eq(self.i.payload),
                     address.eq(self.i.payload.command.address[beat_bits:]),
-                    lines_asked.eq(0),  # counting up saves a multiplexer for the start
                     place.eq(first_place),
                     end.eq(first_place),
                 ]
@@ -175,6 +174,9 @@ class Loader(wiring.Component):
                     m.next = "IDLE"
             with m.State("HALT"):  # a fault was reported
                 pass
+
+        with m.If(fsm.ongoing("IDLE")):  # outermost, for yosys to see a reset in it
+            m.d.sync += lines_asked.eq(0)
 
         beat = self.i_beats.payload.data
         skip = self._lines(m, command.line_beats, gap, starting)

@@ -158,11 +158,13 @@ class Reader(wiring.Component):
     def _arbitrate(self, m: Module, track: stream.Interface) -> None:
         """Picks a request, notes whose it is, and holds it until the guard takes it."""
         held = Signal()
-        held_request = Signal(self._track_layout, reset_less=True)
+        request_layout = data.StructLayout({
+            name: field.shape for name, field in self._track_layout if name != "client"})
+        client = Signal(ReadClient)
         vacant = Signal()
+        taken = Signal()
         weights_turn = Signal()
         choice = Signal(ReadClient)
-        beats = Signal(self._index_bits + 1)
         requests = {
             ReadClient.COMMANDS: self.commands,
             ReadClient.LOAD: self.load,
@@ -175,32 +177,45 @@ class Reader(wiring.Component):
         with m.Else():
             m.d.comb += choice.eq(ReadClient.LOAD)
 
-        m.d.comb += [vacant.eq(~held & track.ready), track.payload.client.eq(choice)]
-        with m.Switch(choice):
-            for client, request in requests.items():
-                with m.Case(client):
-                    m.d.comb += [
-                        request.ready.eq(vacant),
-                        track.valid.eq(request.valid & vacant),
-                        track.payload.address.eq(request.payload.address[self._beat_bits :]),
-                        beats.eq(request.payload.beats),
-                    ]
-        m.d.comb += [
-            track.payload.last_idx.eq(beats - 1),
-            track.payload.closing.eq(self.weights.payload.closing),
-        ]
+        # A register for each client, which its own reset keeps at 0 unless that is chosen: so a
+        # multiplexer of requests is no more than an OR.
+        m.d.comb += [vacant.eq(~held & track.ready), taken.eq(0)]
+        merged: Value = Const(0, request_layout.size)
+        for source, request in requests.items():
+            kept = Signal(request_layout, name=f"kept_{source.name.lower()}", reset_less=True)
+            chosen = choice == source
+            m.d.comb += request.ready.eq(vacant & chosen)
+            with m.If(~held):
+                m.d.sync += [
+                    kept.address.eq(request.payload.address[self._beat_bits :]),
+                    kept.last_idx.eq(request.payload.beats - 1),
+                ]
+                if source == ReadClient.WEIGHTS:
+                    m.d.sync += kept.closing.eq(request.payload.closing)
+            with m.If(~held & ~chosen):
+                m.d.sync += kept.eq(0)
+            with m.If(request.valid & request.ready):
+                m.d.comb += taken.eq(1)
+            merged = merged | Value.cast(kept)
         with m.If(~held):
-            m.d.sync += [held_request.eq(track.payload), held.eq(track.valid)]
+            m.d.sync += [client.eq(choice), held.eq(taken)]
         with m.Elif(self.o_burst.ready):
-            m.d.sync += [held.eq(0), self.culprit.eq(held_request.client)]
+            m.d.sync += [held.eq(0), self.culprit.eq(client)]
         with m.If(self.clear):
             m.d.sync += held.eq(0)
-        with m.If(track.valid & (choice != ReadClient.COMMANDS)):
+        with m.If(taken & (choice != ReadClient.COMMANDS)):
             m.d.sync += weights_turn.eq(choice == ReadClient.LOAD)
+        request = request_layout(merged)
         m.d.comb += [
             self.o_burst.valid.eq(held),
-            self.o_burst.payload.address.eq(Cat(Const(0, self._beat_bits), held_request.address)),
-            self.o_burst.payload.beats.eq(held_request.last_idx + 1),
+            self.o_burst.payload.address.eq(Cat(Const(0, self._beat_bits), request.address)),
+            self.o_burst.payload.beats.eq(request.last_idx + 1),
+            # It is noted as it leaves: no beat of it can be here before the note.
+            track.valid.eq(held & self.o_burst.ready & ~self.clear),
+            track.payload.client.eq(client),
+            track.payload.address.eq(request.address),
+            track.payload.last_idx.eq(request.last_idx),
+            track.payload.closing.eq(request.closing),
         ]
 
     def _check(self, m: Module, track: stream.Interface) -> None:
