@@ -333,7 +333,7 @@ class RegisterBank(wiring.Component):
         return constants, general, windows
 
     def _read_counter(
-        self, m: Module, address: Signal, addressed: Signal, fetched: Signal, inside: Value
+        self, m: Module, address: Signal, addressed: Value, fetched: Signal, inside: Value
     ) -> Value:  # fmt: skip
         """Returns the half at ``address``, 0 if none is; the high one is latched with the low."""
         is_low = ~address[2]
