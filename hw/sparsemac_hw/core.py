@@ -170,8 +170,10 @@ class Core(wiring.Component):
             dispatcher.start.eq(self._control.start),
             dispatcher.command_address.eq(self._bank.command_address),
             dispatcher.command_count.eq(self._bank.command_count),
-            loader.execs_done.eq(executor.done_count),
-            executor.loads_done.eq(loader.done_count),
+            loader.execs_under_way.eq(executor.under_way),
+            loader.exec_done.eq(executor.done),
+            executor.load_under_way.eq(loader.under_way),
+            executor.load_done.eq(loader.done),
             executor.store_idle.eq(self._writer.idle),
         ]
 

@@ -16,7 +16,7 @@ from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
 from .executor import waiting_exec_layout
-from .layouts import beat_layout, burst_layout, fault_layout
+from .layouts import SPARE_BITS, beat_layout, burst_layout, fault_layout
 from .loader import waiting_load_layout
 
 __all__ = ["Dispatcher"]
@@ -42,8 +42,8 @@ class Dispatcher(wiring.Component):
     """Reads a list of commands and hands each on, in order, if nothing is wrong with it.
 
     One command is checked or waits to be taken while the next is fetched: never more is asked for
-    than there is room for. A command is handed on with the number it has to wait for; LOADs go to
-    the loader, EXECs to the executor, which do the waiting.
+    than there is room for. A command is handed on with how many of the newest commands of the other
+    unit need not be complete; LOADs go to the loader, EXECs to the executor, which do the waiting.
 
     Faults, the first in this order of those that a command has: DESC, ALIGN, ZERO, SIZE, as
     `sparsemac.commands` sets the limits. ``fault.command`` is the command's place in the list. Then
@@ -124,6 +124,7 @@ class Dispatcher(wiring.Component):
         arrived_some = Signal(2 * COMMAND_WORDS, reset_less=True)
         some = Signal(data.ArrayLayout(2, COMMAND_WORDS), reset_less=True)
         words_index = Signal(16)
+        spare = Signal(SPARE_BITS, reset_less=True)
         checksum = Signal(32, init=CHECKSUM)
         intact = Signal(reset_less=True)
         refused = Signal()  # the job is refused before its first command
@@ -140,8 +141,8 @@ class Dispatcher(wiring.Component):
                 self.index.eq(self.index + 1),
                 intact.eq(~checksum.any()),
             ]
-        self._hand_on(m, words, some, intact, refused, full, take, drained)
-        self._connect_outputs(m, words, words_index)
+        self._hand_on(m, words, some, spare, intact, refused, full, take, drained)
+        self._connect_outputs(m, words, spare, words_index)
         m.d.comb += self.fault.command.eq(words_index)
         return m
 
@@ -207,14 +208,19 @@ class Dispatcher(wiring.Component):
         with m.If(take):
             m.d.sync += checksum.eq(CHECKSUM)
 
-    def _hand_on(self, m: Module, words: data.View, some: data.View, intact: Signal,
-                 refused: Signal, full: Signal, take: Signal, drained: Signal) -> None:
+    def _hand_on(self, m: Module, words: data.View, some: data.View, spare: Signal,
+                 intact: Signal, refused: Signal, full: Signal, take: Signal,
+                 drained: Signal) -> None:
         """Checks a command, and waits until it is taken."""
         # Separate registers: the checks are wide, what to do about them comes a cycle later.
         desc, align, zero, size = checks = [
             Signal(name=name) for name in ("bad_desc", "bad_align", "bad_zero", "bad_size")
         ]
         is_load = words[0][0]  # opcodes are 1 and 2
+        # Commands of the other unit that were handed on, and need not be complete.
+        dispatched = Mux(is_load, self.execs_issued, self.loads_issued)
+        not_awaited = Signal(17)
+        m.d.comb += not_awaited.eq(dispatched - words[1][:16])
         engines = self._config.engines
         serial = engines & (engines - 1) != 0
         with m.FSM(name="command") as fsm:
@@ -227,7 +233,8 @@ class Dispatcher(wiring.Component):
                     m.next = "JUDGE"
             with m.State("CHECK"):  # all rules at once
                 m.d.sync += [
-                    desc.eq(self._breaks_desc(words, some, is_load) | ~intact),
+                    desc.eq(self._breaks_desc(words, some, is_load) | not_awaited[16] | ~intact),
+                    spare.eq(not_awaited | not_awaited[SPARE_BITS:].any().replicate(SPARE_BITS)),
                     align.eq(self._breaks_align(words, is_load)),
                     zero.eq(self._breaks_zero(some, is_load)),
                     size.eq(self._breaks_size(words, some, is_load)),
@@ -275,8 +282,7 @@ class Dispatcher(wiring.Component):
                 m.next = "JUDGE"
 
     def _breaks_desc(self, words: data.View, some: data.View, is_load: Value) -> Value:
-        waits, form = words[1][:16], words[11]
-        dispatched = Mux(is_load, self.execs_issued, self.loads_issued)
+        form = words[11]
         head_load = Opcode.LOAD | COMMAND_MAGIC << 8
         head_exec = Opcode.EXEC | COMMAND_MAGIC << 8
         delta_bits, absolute, mode = form[:4], form[4], form[8:10]
@@ -284,7 +290,6 @@ class Dispatcher(wiring.Component):
             ((words[0][:16] != head_load) & (words[0][:16] != head_exec))
             | some[0][1]
             | some[1][1]
-            | (waits > dispatched)
             | Mux(is_load, self._breaks_shift(words, some), (
                 (mode == 3) | _above(delta_bits, DELTA_BITS_MAX) | (absolute & delta_bits.any())))
         )
@@ -335,10 +340,10 @@ class Dispatcher(wiring.Component):
             run = run | words[11][10:12].any()
         return Mux(is_load, load, run)
 
-    def _connect_outputs(self, m: Module, words: data.View, index: Signal) -> None:
+    def _connect_outputs(self, m: Module, words: data.View, spare: Signal, index: Signal) -> None:
         load, run, form = self.loads.payload, self.execs.payload, words[11]
         m.d.comb += [
-            load.wait.eq(words[1]),
+            load.spare.eq(spare),
             load.command.address.eq(words[2]),
             load.command.destination.eq(words[3]),
             load.command.line_beats.eq(words[4]),
@@ -349,7 +354,7 @@ class Dispatcher(wiring.Component):
             load.command.fill.eq(words[8][8:]),
             load.command.mask.eq(Cat(words[9], words[10])),
             load.command.index.eq(index),
-            run.wait.eq(words[1]),
+            run.spare.eq(spare),
             run.command.weights.eq(words[2]),
             run.command.beats.eq(words[3]),
             run.command.output.eq(words[4]),

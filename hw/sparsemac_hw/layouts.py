@@ -6,6 +6,7 @@ from amaranth.lib import data
 from sparsemac.config import CoreConfig
 
 __all__ = [
+    "SPARE_BITS",
     "beat_layout",
     "burst_layout",
     "chunk_entries",
@@ -62,6 +63,10 @@ exec_layout = data.StructLayout({
     "high": signed(8),
     "index": 16,
 })
+
+#: What becomes of a command's wait: so many of the newest commands of the other unit need not be
+#: complete; all ones: or more. No unit has more than two under way.
+SPARE_BITS = 2
 
 #: What a row header says of the row's output.
 row_layout = data.StructLayout({

@@ -12,22 +12,29 @@ from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
 from .bursts import BurstSplitter
-from .layouts import beat_layout, burst_layout, fault_layout, index_shape, load_layout
+from .layouts import (
+    SPARE_BITS,
+    beat_layout,
+    burst_layout,
+    fault_layout,
+    index_shape,
+    load_layout,
+)
 from .streams import connect_stream
 
 __all__ = ["Loader", "waiting_load_layout"]
 
-#: A LOAD and the number of EXECs that must be complete before it starts.
-waiting_load_layout = data.StructLayout({"command": load_layout, "wait": 16})
+#: A LOAD, and how many of the newest EXECs need not be complete before it starts.
+waiting_load_layout = data.StructLayout({"command": load_layout, "spare": SPARE_BITS})
 
 
 class Loader(wiring.Component):
     """Reads the lines of a LOAD, one LOAD at a time, and numbers their beats for the buffers.
 
-    A LOAD starts when ``execs_done`` has reached its wait. Its lines stand in the buffer with
-    ``gap`` words between them, and may be shifted by a lane; see `sparsemac.commands`. If one would
-    end beyond the buffer, the loader stops with fault SIZE before it asks for any beat of that
-    line, and stays so until reset.
+    A LOAD starts when no more EXECs before it are under way than it can spare. Its lines stand in
+    the buffer with ``gap`` words between them, and may be shifted by a lane; see
+    `sparsemac.commands`. If one would end beyond the buffer, the loader stops with fault SIZE
+    before it asks for any beat of that line, and stays so until reset.
 
     A beat goes to line ``w_line`` of the buffer. Where a word is longer than a beat, lines are
     words and ``w_sub`` tells which beat of the word it is; else a line is a beat of words.
@@ -44,14 +51,15 @@ class Loader(wiring.Component):
     i : In(stream of waiting_load_layout)     Commands that the dispatcher has validated.
     i_beats : In(stream of beat_layout)       Beats that were asked for, in order; always ready.
     o_burst : Out(stream of burst_layout)     To the read side.
-    execs_done : In(16)                       EXECs of the job that are complete.
+    execs_under_way : In(2)                   EXECs that are under way behind this cycle.
+    exec_done : In(1)                         Strobe: one is complete, the oldest.
     w_en : Out(1)                             Strobe: write ``w_data`` to the buffers.
     w_line : Out(range(act_depth / line_words))
     w_sub : Out(index_shape(word_beats))
     w_data : Out(bus_width)
     busy : Out(1)                             A LOAD is at work or waits.
     done : Out(1)                             Strobe: the buffers hold all of a LOAD.
-    done_count : Out(16)                      LOADs of the job that are complete.
+    under_way : Out(1)                        A LOAD is under way behind this cycle.
     index : Out(16)                           Place in the list of the LOAD at work.
     fault_valid : Out(1), fault : Out(fault_layout)    Strobe, and the fault: the line's address.
     """
@@ -59,14 +67,15 @@ class Loader(wiring.Component):
     i: stream.Interface
     i_beats: stream.Interface
     o_burst: stream.Interface
-    execs_done: Signal
+    execs_under_way: Signal
+    exec_done: Signal
     w_en: Signal
     w_line: Signal
     w_sub: Signal
     w_data: Signal
     busy: Signal
     done: Signal
-    done_count: Signal
+    under_way: Signal
     index: Signal
     fault_valid: Signal
     fault: data.View
@@ -77,14 +86,15 @@ class Loader(wiring.Component):
             "i": In(stream.Signature(waiting_load_layout)),
             "i_beats": In(stream.Signature(beat_layout(config.bus_width), always_ready=True)),
             "o_burst": Out(stream.Signature(burst_layout)),
-            "execs_done": In(16),
+            "execs_under_way": In(SPARE_BITS),
+            "exec_done": In(1),
             "w_en": Out(1),
             "w_line": Out(range(config.act_depth // config.line_words)),
             "w_sub": Out(index_shape(config.word_beats)),
             "w_data": Out(config.bus_width),
             "busy": Out(1),
             "done": Out(1),
-            "done_count": Out(16),
+            "under_way": Out(1),
             "index": Out(16),
             "fault_valid": Out(1),
             "fault": Out(fault_layout),
@@ -137,6 +147,14 @@ class Loader(wiring.Component):
         m.d.comb += gap.eq(command.gap[skip_bits:] << sub_bits)
         starting = Signal()  # a cycle or more behind the command, long before its first beat
 
+        # EXECs that must still be complete. They are so in order: those that come later, later.
+        awaited = Signal(SPARE_BITS)
+        with m.If(self.i.ready):
+            m.d.sync += awaited.eq(
+                Mux(self.execs_under_way > self.i.payload.spare,
+                    self.execs_under_way - self.i.payload.spare, 0))
+        with m.Elif(self.exec_done & awaited.any()):
+            m.d.sync += awaited.eq(awaited - 1)
         m.d.sync += starting.eq(0)
         with m.FSM(name="load") as fsm:
             with m.State("IDLE"):  # no command
@@ -151,7 +169,7 @@ class Loader(wiring.Component):
                     m.next = "WAIT"
             with m.State("WAIT"):  # the buffer is in use by EXECs before
                 m.d.sync += starting.eq(1)
-                with m.If(~(self.execs_done < pending.wait)):  # smaller than >=
+                with m.If(awaited == 0):
                     m.next = "ASK"
             with m.State("ASK"):  # one line after the other goes to the splitter
                 m.d.comb += splitter.i.valid.eq(settled & ~all_asked & ~beyond)
@@ -170,7 +188,6 @@ class Loader(wiring.Component):
             with m.State("DRAIN"):  # the last beats are on their way
                 with m.If(place == end):
                     m.d.comb += self.done.eq(1)
-                    m.d.sync += self.done_count.eq(self.done_count + 1)
                     m.next = "IDLE"
             with m.State("HALT"):  # a fault was reported
                 pass
@@ -194,6 +211,7 @@ class Loader(wiring.Component):
             m.d.sync += self.w_data.eq(beat)
         m.d.comb += [
             self.busy.eq(~fsm.ongoing("IDLE")),
+            self.under_way.eq(self.busy & ~self.done),
             self.fault.code.eq(FaultCode.SIZE),
             self.fault.address.eq(address << beat_bits),
             self.fault.command.eq(command.index),
