@@ -115,7 +115,9 @@ class Loader(wiring.Component):
         skip_bits = config.line_words.bit_length() - 1
         place_bits = config.address_bits + sub_bits - skip_bits
         line_bits = load_layout["line_beats"].width
-        m.submodules.splitter = splitter = BurstSplitter(config, line_bits)
+        # A line that fits has no more beats than the buffer has places; no other is asked for.
+        used_bits = min(line_bits, place_bits + 1)
+        m.submodules.splitter = splitter = BurstSplitter(config, used_bits)
         connect_stream(m, splitter.o, wiring.flipped(self.o_burst))
 
         pending = Signal(waiting_load_layout, reset_less=True)
@@ -139,7 +141,7 @@ class Loader(wiring.Component):
                 | (line_end[place_bits] & line_end[:place_bits].any())
             ),
             splitter.i.payload.address.eq(address << beat_bits),
-            splitter.i.payload.beats.eq(command.line_beats),
+            splitter.i.payload.beats.eq(command.line_beats[:used_bits]),
             self.index.eq(command.index),
         ]
         first_place = self.i.payload.command.destination[skip_bits:] << sub_bits
@@ -196,7 +198,7 @@ class Loader(wiring.Component):
             m.d.sync += lines_asked.eq(0)
 
         beat = self.i_beats.payload.data
-        skip = self._lines(m, command.line_beats, gap, starting)
+        skip = self._lines(m, command.line_beats[:used_bits], gap, starting)
         with m.If(self.i_beats.valid):
             # Below the sum, a bit that makes a carry: one more than is skipped.
             m.d.sync += place.eq((Cat(1, place) + Cat(1, skip))[1:])
