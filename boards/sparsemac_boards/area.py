@@ -40,7 +40,6 @@ from sparsemac_hw.reader import Reader
 from sparsemac_hw.results import pass_layout
 from sparsemac_hw.streams import DISTRIBUTED_DEPTH
 from sparsemac_hw.unpacker import entry_layout
-from sparsemac_hw.weights import WeightFetch
 from sparsemac_hw.window import weight_beat_layout
 from sparsemac_hw.writer import Writer
 
@@ -170,11 +169,11 @@ def shared_memories(config: CoreConfig) -> Iterator[MemoryShape]:
     word_beats = [max(1, config.out_word_bytes(raw) // config.bus_bytes) for raw in (False, True)]
     store_depth = max(16, 2 * word_beats[True])
     burst_bits = index_shape(config.burst_beats).width
-    yield _queue(2 + 32 - beat_bits + burst_bits, Reader.BURSTS_UNDER_WAY, block=True)
+    tracked = 2 + 32 - beat_bits + burst_bits + config.engines.bit_length()
+    yield _queue(tracked, Reader.BURSTS_UNDER_WAY, block=True)
     yield _queue(config.bus_width + words_per_beat(config) + 1, store_depth)
     yield _queue(32 - beat_bits + 1, store_depth // word_beats[False])
     yield _queue(32 - beat_bits, Writer.MAX_OUTSTANDING, block=True)
-    yield _queue(32, WeightFetch.RUNS_UNDER_WAY)
     if config.counters:
         yield MemoryShape(COUNTER_BITS, SLOTS, "block")
 

@@ -82,8 +82,12 @@ class Assembler(wiring.Component):
         beat = Signal(layout, reset_less=True)
         complete = Signal()
         opened = Signal()  # the beat holds words already
-        self._shift(m, beat.data)
-        first, last = self._count(m)
+        lane = Signal(index_shape(self._config.lanes))
+        if words_per_beat(self._config) == 1:
+            self._shift_words(m, beat.data, lane)
+        else:
+            self._shift(m, beat.data)
+        first, last = self._count(m, lane)
         m.d.sync += complete.eq(self.i_valid & last & self.i.closes)
         with m.If(self.i_valid):
             m.d.sync += [
@@ -117,6 +121,16 @@ class Assembler(wiring.Component):
         place = self.i.place
         return [Mux(self.i.raw, place[2:] == k >> 2, place == k) for k in range(count)]
 
+    def _shift_words(self, m: Module, beat: Signal, lane: Signal) -> None:
+        """Shifts results in from above, four bytes together: so the beat needs no multiplexer."""
+        recent = Signal(24, reset_less=True)
+        value, raw = self.i.value, self.i.raw
+        with m.If(self.i_valid):
+            m.d.sync += recent.eq(Cat(recent[8:], value[:8]))
+            with m.If(raw | lane[:2].all()):
+                together = Mux(raw, value, Cat(recent, value[:8]))
+                m.d.sync += beat.eq(Cat(beat, together[:32])[32:])
+
     def _shift(self, m: Module, beat: Signal) -> None:
         """Shifts each result in from above, by a byte or by four, at the place of its word.
 
@@ -140,9 +154,8 @@ class Assembler(wiring.Component):
             with m.If(self.i_valid & slot):
                 m.d.sync += beat[part].eq(Mux(self.i.raw, shifted[1][part], shifted[0][part]))
 
-    def _count(self, m: Module) -> tuple[Any, Any]:
+    def _count(self, m: Module, lane: Signal) -> tuple[Any, Any]:
         """Whether the result now on ``i`` is in the first beat of its word, and ends its beat."""
-        lane = Signal(index_shape(self._config.lanes))
         with m.If(self.i_valid):
             m.d.sync += lane.eq((lane + 1) & (self._config.lanes - 1))
         in_first, ends = {}, {}

@@ -10,6 +10,7 @@ from sparsemac.config import CoreConfig
 from sparsemac.registers import COUNTERS, Field, Register, register_map
 
 from .bus import AxiLiteSignature
+from .counters import CounterBank
 from .layouts import fault_layout, window_layout
 
 __all__ = ["RegisterBank"]
@@ -59,7 +60,7 @@ class RegisterBank(wiring.Component):
 
     Latency: a write takes effect `WRITE_CYCLES` after both address and data were taken, and its
     response is up in the next cycle; read data are up `READ_CYCLES` after the address was taken.
-    Throughput: one write every 2 cycles, one read every 5.
+    Throughput: one write every 2 cycles, one read every 7.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ class RegisterBank(wiring.Component):
                                    REJECTED, STATUS.done and the windows have none.
     counter_stb, counter_idx : Out Strobe: read the counter at this place in
                                    `sparsemac.registers.COUNTERS`. Only if there are counters.
-    counter : In(64)               Its value, 2 cycles later.
+    counter : In(64)               Its value, `CounterBank.READ_CYCLES` later.
     windows : Out(array of window_layout)
     locked : In(1)                 Refuse writes to registers that the map marks as locked.
     start_refused : In(1)          Refuse CTRL.start.
@@ -82,7 +83,7 @@ class RegisterBank(wiring.Component):
     """
 
     WRITE_CYCLES = 1
-    READ_CYCLES = 4
+    READ_CYCLES = 6
 
     bus: Any
     locked: Signal
@@ -234,15 +235,16 @@ class RegisterBank(wiring.Component):
         """Returns a strobe for each read that is refused."""
         bus = self.bus
         address = Signal(ADDRESS_BITS, reset_less=True)
-        # One bit moves through: the address is there, the counter is looked up (other words stand
-        # in their registers), the counter is there, the answer is up.
-        addressed, looking, fetched = Signal(), Signal(), Signal()
+        # One bit moves through: the address is there, the counter is looked up, the counter is
+        # there, all words stand in their registers, the answer is up.
+        looking = Signal(CounterBank.READ_CYCLES)
+        addressed, fetched, shown = looking[0], Signal(), Signal()
         known = Signal()
-        m.d.comb += bus.arready.eq(~(addressed | looking | fetched | bus.rvalid))
+        m.d.comb += bus.arready.eq(~(looking.any() | fetched | shown | bus.rvalid))
         with m.If(bus.arready):
             m.d.sync += address.eq(bus.araddr)
         m.d.sync += [
-            addressed.eq(bus.arvalid & bus.arready), looking.eq(addressed), fetched.eq(looking),
+            Cat(looking, fetched).eq(Cat(bus.arvalid & bus.arready, looking)), shown.eq(fetched),
         ]
         with m.Switch(address[2:]):
             with m.Case(*(register.byte_offset >> 2 for register in self._map)):
@@ -263,14 +265,14 @@ class RegisterBank(wiring.Component):
             word = word | self._shown(m, f"window_word_{index}", bits, select == index)
         if self._config.counters:
             word = word | self._read_counter(m, address, addressed, fetched, in_counters)
-        with m.If(fetched):
+        with m.If(shown):
             m.d.sync += [bus.rvalid.eq(1), bus.rresp.eq(Mux(known, OKAY, SLVERR))]
             m.d.sync += bus.rdata.eq(word)
             with m.If(~known):
                 m.d.sync += bus.rdata.eq(0)
         with m.Elif(bus.rready):
             m.d.sync += bus.rvalid.eq(0)
-        return fetched & ~known
+        return shown & ~known
 
     @staticmethod
     def _shown(m: Module, name: str, bits: list[Value], selected: Value) -> Signal:
@@ -331,15 +333,21 @@ class RegisterBank(wiring.Component):
         return constants, general, windows
 
     def _read_counter(
-        self, m: Module, address: Signal, addressed: Signal, fetched: Signal, inside: Value
+        self, m: Module, address: Signal, addressed: Value, fetched: Signal, inside: Value
     ) -> Value:  # fmt: skip
         """Returns the half at ``address``, 0 if none is; the high one is latched with the low."""
-        latched = Signal(32)
         is_low = ~address[2]
+        latched = Signal(32)
+        low, high = Signal(32, name="counter_low"), Signal(32, name="counter_high")
         m.d.comb += [
             self.counter_stb.eq(addressed & inside & is_low),
             self.counter_idx.eq(address[3:COUNTERS_BIT]),
         ]
         with m.If(fetched & inside & is_low):
             m.d.sync += latched.eq(self.counter[32:])
-        return Mux(inside, Mux(is_low, self.counter[:32], latched), 0)
+        m.d.sync += [low.eq(self.counter[:32]), high.eq(latched)]
+        with m.If(~(inside & is_low)):
+            m.d.sync += low.eq(0)
+        with m.If(~(inside & ~is_low)):
+            m.d.sync += high.eq(0)
+        return low | high

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cuts linear reads into AXI bursts."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_int_in
 from sparsemac.config import CoreConfig
 
-from .layouts import burst_layout, index_shape, run_layout
+from .layouts import burst_layout, index_shape, run_layout, weight_burst_layout
 
 __all__ = ["BurstSplitter"]
 
@@ -26,11 +26,12 @@ class BurstSplitter(wiring.Component):
     ----------
     config : CoreConfig
     run_bits : int      Bits of ``beats`` that count; the others must be 0.  1 to 32.
+    closing : bool      Tell of each burst how many of its beats are the last of an engine.
 
     Members
     -------
     i : In(stream of run_layout)        ``address`` a multiple of a beat, ``beats`` 1 or more.
-    o : Out(stream of burst_layout)
+    o : Out(stream of burst_layout, or of weight_burst_layout with ``closing``)
     """
 
     LATENCY_CYCLES = 2
@@ -38,12 +39,13 @@ class BurstSplitter(wiring.Component):
     i: stream.Interface
     o: stream.Interface
 
-    def __init__(self, config: CoreConfig, run_bits: int = 32) -> None:
+    def __init__(self, config: CoreConfig, run_bits: int = 32, closing: bool = False) -> None:
         self._config = config
+        self._closing = closing
         self._run_bits = as_int_in("run_bits", run_bits, 1, 32)
         super().__init__({
             "i": In(stream.Signature(run_layout)),
-            "o": Out(stream.Signature(burst_layout)),
+            "o": Out(stream.Signature(weight_burst_layout(config) if closing else burst_layout)),
         })
 
     @property
@@ -102,6 +104,8 @@ class BurstSplitter(wiring.Component):
                 ),
                 self.o.payload.beats.eq(Mux(is_last, ~minus_left + ~is_first, room)),
             ]
+            if self._closing:
+                m.d.sync += self.o.payload.closing.eq(self._count_closing(total[1:-1], is_last))
         with m.Elif(~active):
             m.d.sync += [
                 is_first.eq(1),
@@ -115,3 +119,12 @@ class BurstSplitter(wiring.Component):
         with m.If(step | self.o.ready):
             m.d.sync += self.o.valid.eq(step)
         return m
+
+    def _count_closing(self, minus_left: Value, is_last: Value) -> Value:
+        """Engines, less the beats that are left behind this burst; 0 if those are more."""
+        engines = self._config.engines
+        bits = (engines - 1).bit_length()
+        spare = (1 << bits) - engines
+        low = minus_left[:bits]
+        few = minus_left[bits:].all() & (low > spare)
+        return Mux(is_last, engines, Mux(few, low - spare, 0))

@@ -4,20 +4,35 @@
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Mux, ResetSignal, Signal, Value
-from amaranth.lib import data, wiring
+from amaranth.lib import data, enum, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
 from .bus import ID_BITS
 from .layouts import fault_layout
+from .reader import ReadClient
 
-__all__ = ["FAULT_SOURCES", "JobControl"]
+__all__ = ["FAULT_SOURCES", "FaultOwner", "JobControl"]
 
 #: Where faults come from, by priority: what comes first is the cause of what comes later.
 FAULT_SOURCES = ("dispatcher", "loader", "reader", "writer", "read_guard", "write_guard")
 
-sources_layout = data.StructLayout(dict.fromkeys(FAULT_SOURCES, fault_layout))
+
+class FaultOwner(enum.Enum, shape=2):
+    """Which command a fault is of; for reads the same numbers as in `ReadClient`."""
+
+    FETCHED = ReadClient.COMMANDS.value
+    LOAD = ReadClient.LOAD.value
+    EXEC = ReadClient.WEIGHTS.value
+    CHECKED = 3
+
+
+#: What a source says of its fault: like `fault_layout`, but for whose command it is.
+recorded_layout = data.StructLayout({"code": 8, "address": 32, "detail": 8})
+source_layout = data.StructLayout({
+    **{name: field.shape for name, field in recorded_layout}, "owner": FaultOwner})
+sources_layout = data.StructLayout(dict.fromkeys(FAULT_SOURCES, source_layout))
 
 
 class JobControl(wiring.Component):
@@ -40,7 +55,7 @@ class JobControl(wiring.Component):
     reads_outstanding, writes_outstanding, stale_outstanding, held : In(1)   What the bus owes.
     sources, strobes : In                    Faults, and a strobe for each source.
     engine_faults : In(8).array(engines)     FaultCode of each engine, a strobe.
-    engine_command : In(16)                  The command that engines are at.
+    commands : In(16).array(4)               Places in the list of the commands of each owner.
     start : Out(1)                           Strobe to the dispatcher.
     clear : Out(1)                           Strobe: all parts return to reset.
     stop : Out(1)                            The guards let nothing pass.
@@ -63,7 +78,7 @@ class JobControl(wiring.Component):
     sources: Any
     strobes: Signal
     engine_faults: Any
-    engine_command: Signal
+    commands: Any
     start: Signal
     clear: Signal
     stop: Signal
@@ -91,7 +106,7 @@ class JobControl(wiring.Component):
             "sources": In(sources_layout),
             "strobes": In(len(FAULT_SOURCES)),
             "engine_faults": In(8).array(config.engines),
-            "engine_command": In(16),
+            "commands": In(16).array(len(FaultOwner)),
             "start": Out(1),
             "clear": Out(1),
             "stop": Out(1),
@@ -176,11 +191,11 @@ class JobControl(wiring.Component):
         fault is this one's: so strobes, which come late, pass no multiplexer, and what is kept is
         the OR of all.
         """
-        engines = Signal(fault_layout)
+        engines = Signal(source_layout)
         for e in reversed(range(self._engines)):
             with m.If(self.engine_faults[e].any()):
                 m.d.comb += [engines.code.eq(self.engine_faults[e]), engines.detail.eq(e)]
-        m.d.comb += engines.command.eq(self.engine_command)
+        m.d.comb += engines.owner.eq(FaultOwner.EXEC)
 
         aborted = Signal()
         own_code = Mux(aborted, FaultCode.ABORTED, Mux(timed_out, FaultCode.TIMEOUT, 0))
@@ -193,18 +208,31 @@ class JobControl(wiring.Component):
         none_before: Value = Const(1)
         strobes = [*self.strobes, engines.code.any()]
         sources = [*(getattr(self.sources, name) for name in FAULT_SOURCES), engines]
+        all_chosen = []
         for i, (strobe, source) in enumerate(zip(strobes, sources, strict=True)):
-            kept = Signal(fault_layout, name=f"kept_{i}")
+            kept = Signal(recorded_layout, name=f"kept_{i}")
             chosen = strobe & none_before
             none_before = none_before & ~strobe
+            all_chosen.append(chosen)
             with m.If(running):
-                m.d.sync += kept.eq(source)
+                m.d.sync += kept.eq(Value.cast(source)[: recorded_layout.size])
             with m.If(self.clear | (running & ~chosen)):
                 m.d.sync += kept.eq(0)
             with m.If(running & self.abort):
                 m.d.sync += kept.code.eq(0)
             record = record | Value.cast(kept)
-        m.d.comb += Value.cast(self.fault).eq(record)
+
+        command: Value = Const(0, 16)
+        for owner, place in zip(FaultOwner, self.commands, strict=True):
+            kept = Signal(16, name=f"kept_command_{owner.name.lower()}")
+            chosen = Cat(c & (source.owner == owner)
+                         for c, source in zip(all_chosen, sources, strict=True)).any()
+            with m.If(running):
+                m.d.sync += kept.eq(place)
+            with m.If(self.clear | (running & ~chosen)):
+                m.d.sync += kept.eq(0)
+            command = command | kept
+        m.d.comb += Value.cast(self.fault).eq(Cat(record, command))
 
     def _drain(self, m: Module, outstanding: Signal, expired: Signal) -> None:
         """What is still owed between jobs; reads that never come are given up by the watchdog."""

@@ -3,21 +3,21 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, ResetInserter, ResetSignal, Signal
+from amaranth.hdl import Cat, Module, ResetInserter, ResetSignal, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
 from .bank import RegisterBank
 from .bus import Axi4Signature, AxiLiteSignature
-from .control import JobControl
+from .control import FaultOwner, JobControl
 from .counters import CounterBank
 from .dispatcher import Dispatcher
 from .engine import Engine
 from .executor import Executor
-from .guard import Guard
+from .guard import Guard, WindowLookup
 from .loader import Loader
-from .reader import ReadClient, Reader
+from .reader import Reader
 from .shared import instance_of
 from .streams import connect_stream
 from .weights import WeightFetch
@@ -81,6 +81,7 @@ class Core(wiring.Component):
 
         self._connect_read_side(m)
         self._connect_write_side(m)
+        self._connect_lookup(m)
         self._connect_commands(m)
         self._connect_engines(m)
         self._connect_control(m)
@@ -149,6 +150,17 @@ class Core(wiring.Component):
         for e, engine in enumerate(self._engines):
             connect_stream(m, engine.o, writer.i[e])
 
+    def _connect_lookup(self, m: Module) -> None:
+        m.submodules.lookup = lookup = WindowLookup(self._config)
+        m.d.comb += lookup.windows.eq(self._bank.windows)
+        for k, guard in enumerate((self._read_guard, self._write_guard)):
+            m.d.comb += [
+                lookup.asks[k].eq(guard.i.valid),
+                lookup.pages[k].eq(guard.page),
+                guard.turn.eq(lookup.turns[k]),
+                guard.covering.eq(lookup.covering),
+            ]
+
     def _connect_commands(self, m: Module) -> None:
         dispatcher, loader, executor = self._dispatcher, self._loader, self._executor
         connect_stream(m, dispatcher.loads, loader.i)
@@ -158,8 +170,10 @@ class Core(wiring.Component):
             dispatcher.start.eq(self._control.start),
             dispatcher.command_address.eq(self._bank.command_address),
             dispatcher.command_count.eq(self._bank.command_count),
-            loader.execs_done.eq(executor.done_count),
-            executor.loads_done.eq(loader.done_count),
+            loader.execs_under_way.eq(executor.under_way),
+            loader.exec_done.eq(executor.done),
+            executor.load_under_way.eq(loader.under_way),
+            executor.load_done.eq(loader.done),
             executor.store_idle.eq(self._writer.idle),
         ]
 
@@ -225,40 +239,44 @@ class Core(wiring.Component):
         self._connect_faults(m)
 
     def _connect_faults(self, m: Module) -> None:
-        control, executor = self._control, self._executor
-        index = executor.command.index
+        control, sources = self._control, self._control.sources
         read_guard, write_guard = self._read_guard, self._write_guard
-        sources = control.sources
-        reading = Signal(16)  # the command that the newest read belongs to
-        with m.Switch(self._reader.culprit):
-            with m.Case(ReadClient.COMMANDS):
-                m.d.comb += reading.eq(self._dispatcher.index)
-            with m.Case(ReadClient.LOAD):
-                m.d.comb += reading.eq(self._loader.index)
-            with m.Default():
-                m.d.comb += reading.eq(index)
+        faults = {
+            "dispatcher": (self._dispatcher.fault, FaultOwner.CHECKED),
+            "loader": (self._loader.fault, FaultOwner.LOAD),
+            # The newest read is one of these.
+            "reader": (self._reader.fault, self._reader.culprit),
+            "writer": (self._writer.fault, FaultOwner.EXEC),
+        }
+        for name, (fault, owner) in faults.items():
+            source = sources[name]
+            m.d.comb += [
+                source.code.eq(fault.code), source.address.eq(fault.address),
+                source.detail.eq(fault.detail), Value.cast(source.owner).eq(Value.cast(owner)),
+            ]
         m.d.comb += [
-            sources.dispatcher.eq(self._dispatcher.fault),
-            sources.loader.eq(self._loader.fault),
-            sources.reader.eq(self._reader.fault),
-            sources.reader.command.eq(reading),
-            sources.writer.eq(self._writer.fault),
-            sources.writer.command.eq(index),
             sources.write_guard.code.eq(write_guard.denied_code),
             sources.write_guard.address.eq(write_guard.denied_address),
             sources.write_guard.detail.eq(1),
-            sources.write_guard.command.eq(index),
+            sources.write_guard.owner.eq(FaultOwner.EXEC),
             sources.read_guard.code.eq(read_guard.denied_code),
             sources.read_guard.address.eq(read_guard.denied_address),
-            sources.read_guard.command.eq(reading),
+            Value.cast(sources.read_guard.owner).eq(Value.cast(self._reader.culprit)),
             control.strobes.eq(Cat(
                 self._dispatcher.fault_valid, self._loader.fault_valid, self._reader.fault_valid,
                 self._writer.fault_valid, read_guard.denied, write_guard.denied,
             )),
         ]
+        places = {
+            FaultOwner.FETCHED: self._dispatcher.index,
+            FaultOwner.LOAD: self._loader.index,
+            FaultOwner.EXEC: self._executor.command.index,
+            FaultOwner.CHECKED: self._dispatcher.fault.command,
+        }
+        for owner, place in places.items():
+            m.d.comb += control.commands[owner.value].eq(place)
         for e, engine in enumerate(self._engines):
             m.d.comb += control.engine_faults[e].eq(engine.fault)
-        m.d.comb += control.engine_command.eq(index)
 
     def _connect_counters(self, m: Module) -> None:
         bank, control, executor = self._bank, self._control, self._executor

@@ -2,7 +2,7 @@
 """Performance counters: where each cycle of each engine went."""
 
 from functools import reduce
-from operator import add
+from operator import add, or_
 
 from amaranth.hdl import Module, Mux, Signal, Value
 from amaranth.lib import wiring
@@ -20,6 +20,14 @@ COUNTER_BITS = 48
 SLOTS = 16
 SLOT_BITS = 4
 
+#: A shift register of so many bits counts to 30, more than happens from one turn to the next.
+CODE_BITS = 5
+
+
+def _next_code(code: int) -> int:
+    """What follows in the shift register; 0 is its first state (x**5 + x**3 + 1, inverted)."""
+    return (code << 1 & (1 << CODE_BITS) - 1) | (~(code >> 4 ^ code >> 2) & 1)
+
 
 class CounterBank(wiring.Component):
     """Adds up what the engines and the bus did in each cycle of a job.
@@ -27,6 +35,9 @@ class CounterBank(wiring.Component):
     What happens is first added up in a few bits for each counter. In turn, one counter a cycle,
     these go to a memory behind the only wide adder. A read takes the turn of the cycle behind its
     strobe, so what it returns is complete up to the cycle before the strobe.
+
+    Events that come one at a time are counted by feedback shift registers, which take a LUT where a
+    counter takes one for each bit; one table for all tells what their states mean.
 
     Latency: `READ_CYCLES` from ``r_stb`` to ``r_data``. Throughput: a read in every third cycle.
 
@@ -45,7 +56,7 @@ class CounterBank(wiring.Component):
     r_data : Out(64)                 Its value, for one cycle.
     """
 
-    READ_CYCLES = 2
+    READ_CYCLES = 3
 
     clear: Signal
     busy: Signal
@@ -86,9 +97,9 @@ class CounterBank(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        turn, pick, slot = Signal(SLOT_BITS), Signal(SLOT_BITS), Signal(SLOT_BITS)
+        turn, pick, picked = Signal(SLOT_BITS), Signal(SLOT_BITS), Signal(SLOT_BITS)
         reading, has_read = Signal(), Signal()
-        m.d.sync += [reading.eq(self.r_stb), has_read.eq(reading), slot.eq(pick)]
+        m.d.sync += [reading.eq(self.r_stb), has_read.eq(reading), picked.eq(pick)]
         # A word is read while the one before it is written: so they must not be the same. A counter
         # that is read in this cycle's neighbour needs no turn; it is complete by then.
         skips = (self.r_stb | has_read) & (turn == self.r_idx)
@@ -96,22 +107,61 @@ class CounterBank(wiring.Component):
         with m.If(~reading):
             m.d.sync += turn.eq(turn + 1)
 
-        pending = [self._collect(m, name, pick == k) for k, name in enumerate(self._names)]
-        moved = Signal(max(len(amount) for amount in pending))
-        with m.Switch(pick):
-            for k, amount in enumerate(pending):
-                with m.Case(k):
-                    m.d.sync += moved.eq(amount)
-            with m.Default():
-                m.d.sync += moved.eq(0)
+        codes, amounts = [], []
+        for k, name in enumerate(self._names):
+            now = getattr(self, f"{name}_now")
+            if len(now) == 1:
+                codes.append(self._collect_one(m, name, now, pick == k))
+            else:
+                amounts.append(self._collect(m, name, now, pick == k))
+        code = Signal(CODE_BITS)
+        amount = Signal(max(len(a) for a in amounts))
+        decoded = Signal(CODE_BITS)
+        m.d.comb += [code.eq(reduce(or_, codes)), amount.eq(reduce(or_, amounts))]
+        moved = Signal(max(len(amount), CODE_BITS))
+        state = 0
+        with m.Switch(code):
+            for count in range((1 << CODE_BITS) - 1):
+                with m.Case(state):
+                    m.d.comb += decoded.eq(count)
+                state = _next_code(state)
+        m.d.sync += moved.eq(amount | decoded)
         with m.If(self.clear):
             m.d.sync += moved.eq(0)
-        self._accumulate(m, pick, slot, moved)
+        self._accumulate(m, picked, moved)
         return m
 
-    def _collect(self, m: Module, name: str, picked: Value) -> Signal:
+    def _handed_over(self, m: Module, name: str, pending: Signal, picked: Value) -> Signal:
+        """Returns what was collected, in the cycle behind its turn; 0 in all others.
+
+        The flip-flops' own reset does that, so that a multiplexer is no more than an OR.
+        """
+        given = Signal.like(pending, name=f"{name}_given")
+        m.d.sync += given.eq(pending)
+        with m.If(self.clear | ~picked):
+            m.d.sync += given.eq(0)
+        return given
+
+    def _collect_one(self, m: Module, name: str, now: Value, picked: Value) -> Signal:
+        """Counts single events until the counter's turn comes."""
+        step = Signal(name=f"{name}_step")
+        code = Signal(CODE_BITS, name=f"{name}_code")
+        m.d.sync += step.eq(0)
+        with m.If(self.busy & ~self.clear):
+            m.d.sync += step.eq(now)
+        # The enable inside, the clear around it: as the flip-flops have them.
+        with m.If(step):
+            m.d.sync += code[1:].eq(code)
+        with m.If(picked | self.clear):
+            m.d.sync += code[1:].eq(0)
+        with m.If(step | picked):
+            m.d.sync += code[0].eq(Mux(picked, step, ~(code[4] ^ code[2])))
+        with m.If(self.clear):
+            m.d.sync += code[0].eq(0)
+        return self._handed_over(m, name, code, picked)
+
+    def _collect(self, m: Module, name: str, now: Value, picked: Value) -> Signal:
         """Adds up one counter until its turn comes."""
-        now: Value = getattr(self, f"{name}_now")
         if name == "write_bytes":
             most, amount = self._config.bus_bytes, now
         else:
@@ -127,25 +177,27 @@ class CounterBank(wiring.Component):
             m.d.sync += pending.eq(step)
         with m.If(self.clear):
             m.d.sync += pending.eq(0)
-        return pending
+        return self._handed_over(m, name, pending, picked)
 
-    def _accumulate(self, m: Module, pick: Signal, slot: Signal, moved: Signal) -> None:
+    def _accumulate(self, m: Module, picked: Signal, moved: Signal) -> None:
         """Adds to the memory. It cannot be cleared at once: ``fresh`` words count as 0."""
         m.submodules.memory = memory = Memory(
             shape=COUNTER_BITS, depth=SLOTS, init=[], attrs={"ram_style": "block"})
         read, write = memory.read_port(domain="comb"), memory.write_port()
         fresh = Signal(SLOTS, init=(1 << SLOTS) - 1)
         before, total = Signal(COUNTER_BITS), Signal(COUNTER_BITS)
+        slot = Signal(SLOT_BITS)
         m.d.comb += [
-            read.addr.eq(pick),
+            read.addr.eq(picked),
             total.eq(before + moved),
             write.addr.eq(slot),
             write.data.eq(total),
             write.en.eq(1),
             self.r_data.eq(total),
         ]
-        m.d.sync += before.eq(read.data)  # the output register of the memory, with its clear
-        with m.If(fresh.bit_select(pick, 1) | self.clear):
+        # The output register of the memory, with its clear.
+        m.d.sync += [slot.eq(picked), before.eq(read.data)]
+        with m.If(fresh.bit_select(picked, 1) | self.clear):
             m.d.sync += before.eq(0)
         m.d.sync += fresh.bit_select(slot, 1).eq(0)
         with m.If(self.clear):

@@ -17,15 +17,15 @@ from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
 from .executor import waiting_exec_layout
-from .layouts import beat_layout, burst_layout, fault_layout
+from .layouts import SPARE_BITS, beat_layout, burst_layout, fault_layout
 from .loader import waiting_load_layout
 
 __all__ = ["Dispatcher"]
 
 COMMAND_BITS = 8 * COMMAND_BYTES
 
-#: Offsets in an activation buffer have 16 bits: none reaches a higher limit.
-LIMIT_MAX = 1 << 16
+#: Offsets in an activation buffer have 16 bits: none reaches a higher limit than 2**16.
+LIMIT_BITS = 17
 
 
 def _above(value: Value, limit: int) -> Value:
@@ -40,8 +40,8 @@ class Dispatcher(wiring.Component):
     """Reads a list of commands and hands each on, in order, if nothing is wrong with it.
 
     One command is checked or waits to be taken while the next is fetched: never more is asked for
-    than there is room for. A command is handed on with the number it has to wait for; LOADs go to
-    the loader, EXECs to the executor, which do the waiting.
+    than there is room for. A command is handed on with how many of the newest commands of the other
+    unit need not be complete; LOADs go to the loader, EXECs to the executor, which do the waiting.
 
     Faults, the first in this order of those that a command has: DESC, ALIGN, ZERO, SIZE, as
     `sparsemac.commands` sets the limits. ``fault.command`` is the command's place in the list. Then
@@ -118,7 +118,11 @@ class Dispatcher(wiring.Component):
         m = Module()
         arrived = Signal(COMMAND_BITS, reset_less=True)  # the command that is being fetched
         words = Signal(data.ArrayLayout(32, COMMAND_WORDS), reset_less=True)  # the one behind it
+        # Which halves of words are not 0, found as they arrive: once for all words, beat by beat.
+        arrived_some = Signal(2 * COMMAND_WORDS, reset_less=True)
+        some = Signal(data.ArrayLayout(2, COMMAND_WORDS), reset_less=True)
         words_index = Signal(16)
+        spare = Signal(SPARE_BITS, reset_less=True)
         checksum = Signal(32, init=CHECKSUM)
         intact = Signal(reset_less=True)
         refused = Signal()  # the job is refused before its first command
@@ -126,16 +130,17 @@ class Dispatcher(wiring.Component):
 
         m.d.comb += refused.eq(self._list_misaligned | ~self.command_count.any())
         self._fetch(m, refused, full, take, drained)
-        self._shift(m, arrived, checksum, take)
+        self._shift(m, arrived, arrived_some, checksum, take)
         with m.If(take):
             m.d.sync += [
                 words.eq(arrived),
+                some.eq(arrived_some),
                 words_index.eq(self.index),
                 self.index.eq(self.index + 1),
                 intact.eq(~checksum.any()),
             ]
-        self._hand_on(m, words, intact, refused, full, take, drained)
-        self._connect_outputs(m, words, words_index)
+        self._hand_on(m, words, some, spare, intact, refused, full, take, drained)
+        self._connect_outputs(m, words, spare, words_index)
         m.d.comb += self.fault.command.eq(words_index)
         return m
 
@@ -184,28 +189,36 @@ class Dispatcher(wiring.Component):
             with m.State("DRAINED"):  # all commands were fetched
                 m.d.comb += drained.eq(1)
 
-    def _shift(self, m: Module, arrived: Signal, checksum: Signal, take: Signal) -> None:
+    def _shift(self, m: Module, arrived: Signal, arrived_some: Signal, checksum: Signal,
+               take: Signal) -> None:
         """Gathers beats into a command, and sums them up on the way."""
         beat = self.i.payload.data
+        some = Cat(beat[k : k + 16].any() for k in range(0, self._config.bus_width, 16))
         with m.If(self.i.valid):
             folded = beat[:32]
             for k in range(32, self._config.bus_width, 32):
                 folded = folded ^ beat[k : k + 32]
             m.d.sync += [
                 arrived.eq(Cat(arrived[self._config.bus_width :], beat)),
+                arrived_some.eq(Cat(arrived_some[len(some) :], some)),
                 checksum.eq(checksum ^ folded),
             ]
         with m.If(take):
             m.d.sync += checksum.eq(CHECKSUM)
 
-    def _hand_on(self, m: Module, words: data.View, intact: Signal, refused: Signal,
-                 full: Signal, take: Signal, drained: Signal) -> None:
+    def _hand_on(self, m: Module, words: data.View, some: data.View, spare: Signal,
+                 intact: Signal, refused: Signal, full: Signal, take: Signal,
+                 drained: Signal) -> None:
         """Checks a command, and waits until it is taken."""
         # Separate registers: the checks are wide, what to do about them comes a cycle later.
         desc, align, zero, size = checks = [
             Signal(name=name) for name in ("bad_desc", "bad_align", "bad_zero", "bad_size")
         ]
         is_load = words[0][0]  # opcodes are 1 and 2
+        # Commands of the other unit that were handed on, and need not be complete.
+        dispatched = Mux(is_load, self.execs_issued, self.loads_issued)
+        not_awaited = Signal(17)
+        m.d.comb += not_awaited.eq(dispatched - words[1][:16])
         engines = self._config.engines
         serial = engines & (engines - 1) != 0
         with m.FSM(name="command") as fsm:
@@ -218,10 +231,11 @@ class Dispatcher(wiring.Component):
                     m.next = "JUDGE"
             with m.State("CHECK"):  # all rules at once
                 m.d.sync += [
-                    desc.eq(self._breaks_desc(words, is_load) | ~intact),
+                    desc.eq(self._breaks_desc(words, some, is_load) | not_awaited[16] | ~intact),
+                    spare.eq(not_awaited | not_awaited[SPARE_BITS:].any().replicate(SPARE_BITS)),
                     align.eq(self._breaks_align(words, is_load)),
-                    zero.eq(self._breaks_zero(words, is_load)),
-                    size.eq(self._breaks_size(words, is_load)),
+                    zero.eq(self._breaks_zero(some, is_load)),
+                    size.eq(self._breaks_size(words, some, is_load)),
                 ]
                 m.next = "DIVIDE" if serial else "JUDGE"
             if serial:
@@ -265,27 +279,26 @@ class Dispatcher(wiring.Component):
                     m.d.sync += align.eq(1)
                 m.next = "JUDGE"
 
-    def _breaks_desc(self, words: data.View, is_load: Value) -> Value:
-        waits, form = words[1][:16], words[11]
-        dispatched = Mux(is_load, self.execs_issued, self.loads_issued)
+    def _breaks_desc(self, words: data.View, some: data.View, is_load: Value) -> Value:
+        form = words[11]
         head_load = Opcode.LOAD | COMMAND_MAGIC << 8
         head_exec = Opcode.EXEC | COMMAND_MAGIC << 8
         delta_bits, absolute, rice, mode = form[:4], form[4], form[7], form[8:10]
         return (
-            ((words[0] != head_load) & (words[0] != head_exec))
-            | words[1][16:].any()
-            | (waits > dispatched)
-            | Mux(is_load, self._breaks_shift(words), (
+            ((words[0][:16] != head_load) & (words[0][:16] != head_exec))
+            | some[0][1]
+            | some[1][1]
+            | Mux(is_load, self._breaks_shift(words, some), (
                 (mode == 3) | _above(delta_bits, DELTA_BITS_MAX)
                 | (absolute & (delta_bits.any() | rice))))
         )
 
-    def _breaks_shift(self, words: data.View) -> Value:
+    def _breaks_shift(self, words: data.View, some: data.View) -> Value:
         """A shift that there is not, or any on a core that has none."""
         shift = words[8][:2]
         if self._config.shifts:
             return shift == 3
-        return shift.any() | words[9].any() | words[10].any()
+        return shift.any() | some[9].any() | some[10].any()
 
     def _breaks_align(self, words: data.View, is_load: Value) -> Value:
         config = self._config
@@ -305,29 +318,31 @@ class Dispatcher(wiring.Component):
         # Word 2 is the address to read from in both.
         return words[2][:beat_bits].any() | Mux(is_load, load, run)
 
-    def _breaks_zero(self, words: data.View, is_load: Value) -> Value:
-        load = ~words[4].any() | ~words[5].any()
-        run = ~(words[3].any() & words[6].any() & words[7][:16].any() & words[7][16:].any())
+    def _breaks_zero(self, some: data.View, is_load: Value) -> Value:
+        load = ~some[4].any() | ~some[5].any()
+        run = ~(some[3].any() & some[6].any() & some[7].all())
         return Mux(is_load, load, run)
 
-    def _breaks_size(self, words: data.View, is_load: Value) -> Value:
+    def _breaks_size(self, words: data.View, some: data.View, is_load: Value) -> Value:
         config = self._config
         bits = config.address_bits
-        load = (words[3][bits:].any() | words[4][16:].any() | words[5][16:].any()
-                | words[7][bits:].any())
+        load = (words[3][bits:16].any() | some[3][1] | some[4][1] | some[5][1]
+                | words[7][bits:16].any() | some[7][1])
         run = (
-            words[5][bits:].any()
-            | _above(words[6], LIMIT_MAX)
+            words[5][bits:16].any()
+            | some[5][1]
+            | words[6][LIMIT_BITS:].any()
+            | (words[6][LIMIT_BITS - 1] & some[6][0])
             | _above(words[7][:16], config.depth)
         )
         if not config.psum_depth:
             run = run | words[11][10:12].any()
         return Mux(is_load, load, run)
 
-    def _connect_outputs(self, m: Module, words: data.View, index: Signal) -> None:
+    def _connect_outputs(self, m: Module, words: data.View, spare: Signal, index: Signal) -> None:
         load, run, form = self.loads.payload, self.execs.payload, words[11]
         m.d.comb += [
-            load.wait.eq(words[1]),
+            load.spare.eq(spare),
             load.command.address.eq(words[2]),
             load.command.destination.eq(words[3]),
             load.command.line_beats.eq(words[4]),
@@ -338,7 +353,7 @@ class Dispatcher(wiring.Component):
             load.command.fill.eq(words[8][8:]),
             load.command.mask.eq(Cat(words[9], words[10])),
             load.command.index.eq(index),
-            run.wait.eq(words[1]),
+            run.spare.eq(spare),
             run.command.weights.eq(words[2]),
             run.command.beats.eq(words[3]),
             run.command.output.eq(words[4]),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guard: the only driver of an address channel, and the only part that must be trusted."""
+"""The guards, the only drivers of the address channels: with their lookup all that is trusted."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
@@ -12,12 +12,70 @@ from sparsemac.registers import WINDOW_GRANULE_BYTES, FaultCode
 from .bus import ID_BITS
 from .layouts import burst_layout, window_layout
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "WindowLookup"]
 
 #: AXI4 (IHI 0022, A3.4.1): ``AxBURST`` of incrementing addresses.
 BURST_INCR = 0b01
 
 PAGE_BITS = WINDOW_GRANULE_BYTES.bit_length() - 1
+
+
+class WindowLookup(wiring.Component):
+    """Finds the windows that hold a page, for two guards: comparators are most of what they take.
+
+    A page per cycle. If both guards ask they have it in turns, so neither waits for the other for
+    longer than a cycle, and a request that waits for its address channel does not keep it.
+
+    Latency: none, ``covering`` belongs to the guard whose ``turn`` it is.
+
+    Parameters
+    ----------
+    config : CoreConfig
+
+    Members
+    -------
+    windows : In(array of window_layout)
+    asks : In(1).array(2)         A guard has a request.
+    pages : In(20).array(2)       Its page.
+    turns : Out(1).array(2)       It may take the request in this cycle; one of them always may.
+    covering : Out(windows)       For each window, whether it holds that guard's page.
+    """
+
+    windows: data.View
+    asks: Any
+    pages: Any
+    turns: Any
+    covering: Signal
+
+    def __init__(self, config: CoreConfig) -> None:
+        super().__init__({
+            "windows": In(data.ArrayLayout(window_layout, config.windows)),
+            "asks": In(1).array(2),
+            "pages": In(32 - PAGE_BITS).array(2),
+            "turns": Out(1).array(2),
+            "covering": Out(config.windows),
+        })
+
+    def _covers(self, window: data.View, page: Value) -> Value:
+        """Whether the window holds the page."""
+        # Both as "less than": yosys adds a comparator for equality to any "less or equal".
+        return ~(page < window.first) & ~(window.last < page)
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        second = Signal()
+        favourite = Signal()
+        page = Signal(32 - PAGE_BITS)
+        m.d.sync += favourite.eq(~favourite)
+        m.d.comb += [
+            second.eq(self.asks[1] & (~self.asks[0] | favourite)),
+            self.turns[0].eq(~second),
+            self.turns[1].eq(second),
+            page.eq(Mux(second, self.pages[1], self.pages[0])),
+            self.covering.eq(Cat(self._covers(window, page) for window in self.windows)),
+        ]
+        return m
 
 
 class Guard(wiring.Component):
@@ -34,13 +92,13 @@ class Guard(wiring.Component):
     VALID is up, it stays with the same payload until READY, as AXI4 (A3.2.1) demands, whatever
     ``stop``, ``epoch`` and the requests do.
 
-    A page is looked up in the windows on its way in, so that what a verdict sets off begins at a
-    flip-flop. So the windows must not change with the end of a cycle without ``stop``, nor with one
-    after which VALID is up: the bank locks them while the core is busy, which begins before
-    ``stop`` ends, or ``pending`` is high.
+    A page is looked up in the windows on its way in, by a `WindowLookup`, so that what a verdict
+    sets off begins at a flip-flop. So the windows must not change with the end of a cycle without
+    ``stop``, nor with one after which VALID is up: the bank locks them while the core is busy,
+    which begins before ``stop`` ends, or ``pending`` is high.
 
     Latency: `LATENCY_CYCLES` from a transfer on ``i`` to VALID. Throughput: one burst per cycle
-    while READY is high.
+    while READY and ``turn`` are high.
 
     Parameters
     ----------
@@ -51,7 +109,9 @@ class Guard(wiring.Component):
     -------
     i : In(stream of burst_layout)    Requests.
     epoch : In(4)                     ID of the bursts let out from now on.
-    windows : In(array of window_layout)
+    windows : In(array of window_layout)    For their permissions.
+    page : Out(20), turn : In(1), covering : In(windows)    The lookup's: the page of ``i``, whether
+                                      it may be taken in this cycle, which windows hold it.
     stop : In(1)                      Take no request, and drop one that is not yet granted.
     id, addr, len, size, burst, prot, valid : Out; ready : In     The pins of AR or AW.
     granted : Out(1)                  Strobe: the oldest request is on the pins from the next cycle.
@@ -68,6 +128,9 @@ class Guard(wiring.Component):
     i: stream.Interface
     epoch: Signal
     windows: data.View
+    page: Signal
+    turn: Signal
+    covering: Signal
     stop: Signal
     id: Signal
     addr: Signal
@@ -96,6 +159,9 @@ class Guard(wiring.Component):
             "i": In(stream.Signature(burst_layout)),
             "epoch": In(ID_BITS),
             "windows": In(data.ArrayLayout(window_layout, config.windows)),
+            "page": Out(32 - PAGE_BITS),
+            "turn": In(1),
+            "covering": In(config.windows),
             "stop": In(1),
             "id": Out(ID_BITS),
             "addr": Out(32),
@@ -127,11 +193,6 @@ class Guard(wiring.Component):
     def _beat_bits(self) -> int:
         return self._config.bus_bytes.bit_length() - 1
 
-    def _covers(self, window: data.View, page: Value) -> Value:
-        """Whether the window holds the page."""
-        # Both as "less than": yosys adds a comparator for equality to any "less or equal".
-        return ~(page < window.first) & ~(window.last < page)
-
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
         m = Module()
@@ -144,10 +205,10 @@ class Guard(wiring.Component):
         fits = Signal()
         permitted = Signal()
 
-        page = self.i.payload.address[PAGE_BITS:]
         last_beat = address[: PAGE_BITS - self._beat_bits] + length[:8]
         opens = Cat(window[self._direction] for window in self.windows)
         m.d.comb += [
+            self.page.eq(self.i.payload.address[PAGE_BITS:]),
             fits.eq(~length[8] & (last_beat < WINDOW_GRANULE_BYTES >> self._beat_bits)),
             permitted.eq((covering & opens).any()),
         ]
@@ -159,16 +220,18 @@ class Guard(wiring.Component):
             self.denied.eq(held & ~self.stop & ~passes),
             self.denied_code.eq(Mux(fits & covering.any(), FaultCode.PERM, FaultCode.WINDOW)),
             self.denied_address.eq(address << self._beat_bits),
-            self.i.ready.eq(~self.stop & (~held | self.granted | self.denied)),
+            self.i.ready.eq(~self.stop & self.turn & (~held | self.granted | self.denied)),
         ]
         with m.If(self.stop):
             m.d.sync += held.eq(0)
-        with m.Elif(self.i.ready):
+        with m.Elif(self.granted | self.denied):
+            m.d.sync += held.eq(0)
+        with m.If(self.i.ready):
             m.d.sync += [
                 held.eq(self.i.valid),
                 address.eq(self.i.payload.address[self._beat_bits :]),
                 length.eq(self.i.payload.beats - 1),
-                covering.eq(Cat(self._covers(window, page) for window in self.windows)),
+                covering.eq(self.covering),
             ]
 
         with m.If(vacant):

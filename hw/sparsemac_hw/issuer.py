@@ -229,11 +229,17 @@ class RowIssuer(wiring.Component):
         command = self.command
         pass_addr = Signal(16, reset_less=True)
         # Counted up, one ahead and from 1, so that loading is a reset and costs no multiplexer.
-        next_pass = Signal(16, init=2)
-        next_column = Signal(16, init=2)
+        # A command has ``depth`` positions at most, and a line that is longer never wraps.
+        next_pass = Signal(range(self._config.depth + 2), init=2)
+        next_column = Signal.like(next_pass)
+        bits = len(next_pass)
+        wide = Signal()
         wraps = Signal(reset_less=True)  # one column is left
         single_pass, single_column = Signal(), Signal()
-        m.d.sync += [single_pass.eq(command.positions == 1), single_column.eq(command.width == 1)]
+        m.d.sync += [
+            single_pass.eq(command.positions[:bits] == 1), single_column.eq(command.width == 1),
+            wide.eq(command.width[bits:].any() if bits < 16 else 0),
+        ]
         starting = Signal()  # a cycle behind ``start``, long before the first entry
         m.d.sync += starting.eq(self.start)
         with m.If(starting | (ends & final_pass)):
@@ -244,8 +250,8 @@ class RowIssuer(wiring.Component):
         with m.Elif(ends):
             m.d.sync += [
                 pass_addr.eq(pass_addr + Mux(wraps, command.wrap_step, command.step)),
-                final_pass.eq(next_pass == command.positions), next_pass.eq(next_pass + 1),
-                wraps.eq(Mux(wraps, single_column, next_column == command.width)),
+                final_pass.eq(next_pass == command.positions[:bits]), next_pass.eq(next_pass + 1),
+                wraps.eq(Mux(wraps, single_column, (next_column == command.width[:bits]) & ~wide)),
             ]
         with m.If(ends):
             m.d.sync += next_column.eq(next_column + 1)

@@ -6,6 +6,7 @@ from amaranth.lib import data
 from sparsemac.config import CoreConfig
 
 __all__ = [
+    "SPARE_BITS",
     "beat_layout",
     "burst_layout",
     "chunk_entries",
@@ -18,6 +19,7 @@ __all__ = [
     "result_layout",
     "row_layout",
     "run_layout",
+    "weight_burst_layout",
     "window_layout",
     "words_per_beat",
 ]
@@ -65,6 +67,10 @@ exec_layout = data.StructLayout({
     "index": 16,
 })
 
+#: What becomes of a command's wait: so many of the newest commands of the other unit need not be
+#: complete; all ones: or more. No unit has more than two under way.
+SPARE_BITS = 2
+
 #: What a row header says of the row's output.
 row_layout = data.StructLayout({
     "out_offset": 16,
@@ -78,6 +84,15 @@ run_layout = data.StructLayout({"address": 32, "beats": 32})
 
 #: One AXI burst: first byte address, beats (1 to 256).
 burst_layout = data.StructLayout({"address": 32, "beats": 9})
+
+
+def weight_burst_layout(config: CoreConfig) -> data.StructLayout:
+    """A burst of a weight stream; counted from its end, ``closing`` beats are an engine's last.
+
+    As many as there are engines, less those that come in later bursts.
+    """
+    return data.StructLayout({"address": 32, "beats": 9, "closing": range(config.engines + 1)})
+
 
 #: Why the core stops: a `sparsemac.registers.FaultCode`, and where.
 fault_layout = data.StructLayout({"code": 8, "address": 32, "detail": 8, "command": 16})

@@ -8,8 +8,9 @@ from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 
 from .bus import ID_BITS
-from .layouts import beat_layout, burst_layout, fault_layout, index_shape
+from .layouts import beat_layout, burst_layout, fault_layout, index_shape, weight_burst_layout
 from .streams import Queue
+from .window import weight_beat_layout
 
 __all__ = ["ReadClient", "Reader"]
 
@@ -51,10 +52,13 @@ class Reader(wiring.Component):
 
     Members
     -------
-    commands, load, weights : In(stream of burst_layout)   Requests, beat-aligned, 1 to
-                                      ``burst_beats`` beats, that do not cross a block of as many.
+    commands, load : In(stream of burst_layout)            Requests, beat-aligned, 1 to
+    weights : In(stream of weight_burst_layout)            ``burst_beats`` beats, that do not cross
+                                                           a block of as many.
     o_burst : Out(stream of burst_layout)                  Requests in order, to the read guard.
-    o_commands, o_load, o_weights : Out(stream of beat_layout)   Beats; always ready.
+    o_commands, o_load : Out(stream of beat_layout)        Beats; always ready.
+    o_weights : Out(stream of weight_beat_layout)          The same; each is ``last`` if its burst
+                                                           says so.
     epoch : In(4)                     ID of the bursts that are issued now.
     issued : In(1), issued_beats : In(9)    Strobe: a burst of this epoch has left on AR.
     clear : In(1)                     Forget all requests. What is outstanding becomes stale; if
@@ -103,11 +107,12 @@ class Reader(wiring.Component):
         super().__init__({
             "commands": In(stream.Signature(burst_layout)),
             "load": In(stream.Signature(burst_layout)),
-            "weights": In(stream.Signature(burst_layout)),
+            "weights": In(stream.Signature(weight_burst_layout(config))),
             "o_burst": Out(stream.Signature(burst_layout)),
             "o_commands": Out(beats),
             "o_load": Out(beats),
-            "o_weights": Out(beats),
+            "o_weights": Out(stream.Signature(
+                weight_beat_layout(config.bus_width), always_ready=True)),
             "epoch": In(ID_BITS),
             "issued": In(1),
             "issued_beats": In(9),
@@ -133,6 +138,7 @@ class Reader(wiring.Component):
             "client": ReadClient,
             "address": 32 - self._beat_bits,
             "last_idx": self._index_bits,
+            "closing": range(config.engines + 1),
         })
 
     @property
@@ -152,11 +158,13 @@ class Reader(wiring.Component):
     def _arbitrate(self, m: Module, track: stream.Interface) -> None:
         """Picks a request, notes whose it is, and holds it until the guard takes it."""
         held = Signal()
-        held_request = Signal(self._track_layout, reset_less=True)
+        request_layout = data.StructLayout({
+            name: field.shape for name, field in self._track_layout if name != "client"})
+        client = Signal(ReadClient)
         vacant = Signal()
+        taken = Signal()
         weights_turn = Signal()
         choice = Signal(ReadClient)
-        beats = Signal(self._index_bits + 1)
         requests = {
             ReadClient.COMMANDS: self.commands,
             ReadClient.LOAD: self.load,
@@ -169,29 +177,45 @@ class Reader(wiring.Component):
         with m.Else():
             m.d.comb += choice.eq(ReadClient.LOAD)
 
-        m.d.comb += [vacant.eq(~held & track.ready), track.payload.client.eq(choice)]
-        with m.Switch(choice):
-            for client, request in requests.items():
-                with m.Case(client):
-                    m.d.comb += [
-                        request.ready.eq(vacant),
-                        track.valid.eq(request.valid & vacant),
-                        track.payload.address.eq(request.payload.address[self._beat_bits :]),
-                        beats.eq(request.payload.beats),
-                    ]
-        m.d.comb += track.payload.last_idx.eq(beats - 1)
+        # A register for each client, which its own reset keeps at 0 unless that is chosen: so a
+        # multiplexer of requests is no more than an OR.
+        m.d.comb += [vacant.eq(~held & track.ready), taken.eq(0)]
+        merged: Value = Const(0, request_layout.size)
+        for source, request in requests.items():
+            kept = Signal(request_layout, name=f"kept_{source.name.lower()}", reset_less=True)
+            chosen = choice == source
+            m.d.comb += request.ready.eq(vacant & chosen)
+            with m.If(~held):
+                m.d.sync += [
+                    kept.address.eq(request.payload.address[self._beat_bits :]),
+                    kept.last_idx.eq(request.payload.beats - 1),
+                ]
+                if source == ReadClient.WEIGHTS:
+                    m.d.sync += kept.closing.eq(request.payload.closing)
+            with m.If(~held & ~chosen):
+                m.d.sync += kept.eq(0)
+            with m.If(request.valid & request.ready):
+                m.d.comb += taken.eq(1)
+            merged = merged | Value.cast(kept)
         with m.If(~held):
-            m.d.sync += [held_request.eq(track.payload), held.eq(track.valid)]
+            m.d.sync += [client.eq(choice), held.eq(taken)]
         with m.Elif(self.o_burst.ready):
-            m.d.sync += [held.eq(0), self.culprit.eq(held_request.client)]
+            m.d.sync += [held.eq(0), self.culprit.eq(client)]
         with m.If(self.clear):
             m.d.sync += held.eq(0)
-        with m.If(track.valid & (choice != ReadClient.COMMANDS)):
+        with m.If(taken & (choice != ReadClient.COMMANDS)):
             m.d.sync += weights_turn.eq(choice == ReadClient.LOAD)
+        request = request_layout(merged)
         m.d.comb += [
             self.o_burst.valid.eq(held),
-            self.o_burst.payload.address.eq(Cat(Const(0, self._beat_bits), held_request.address)),
-            self.o_burst.payload.beats.eq(held_request.last_idx + 1),
+            self.o_burst.payload.address.eq(Cat(Const(0, self._beat_bits), request.address)),
+            self.o_burst.payload.beats.eq(request.last_idx + 1),
+            # It is noted as it leaves: no beat of it can be here before the note.
+            track.valid.eq(held & self.o_burst.ready & ~self.clear),
+            track.payload.client.eq(client),
+            track.payload.address.eq(request.address),
+            track.payload.last_idx.eq(request.last_idx),
+            track.payload.closing.eq(request.closing),
         ]
 
     def _check(self, m: Module, track: stream.Interface) -> None:
@@ -236,9 +260,12 @@ class Reader(wiring.Component):
         }
         for client, output in outputs.items():
             m.d.comb += [
-                output.payload.eq(beat),
+                output.payload.data.eq(beat.data),
                 output.valid.eq(good & (track.payload.client == client)),
             ]
+        m.d.comb += self.o_weights.payload.last.eq(
+            ends & track.payload.closing if self._config.engines == 1
+            else track.payload.last_idx - beat_idx < track.payload.closing)
         self._report(m, track.payload, failing, expected, refused & expected, resp, beat_idx)
         self._count(m, expected)
 

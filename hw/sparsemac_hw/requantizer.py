@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Const, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_int_in
@@ -17,9 +17,11 @@ FRACTION_BITS = 31
 #: The multiplier blocks of an FPGA are 18 x 18 bits: low operand halves are that wide.
 HALF_BITS = 18
 
-#: Bits that hold every scaled sum before the fine shift that need not saturate: the fine shift is
-#: at most 7, so what does not fit is still beyond 511 after it, and no zero point brings it back.
-NARROW_BITS = 17
+#: Bits of a quotient that the zero point may bring into the range of int8; others saturate.
+NEAR_BITS = 9
+
+#: Bits that the fine shift, of at most 7, makes into a quotient; and the last one shifted out.
+NARROW_BITS = NEAR_BITS + 1 + 7
 
 #: ``s * 2**31 >> 31``: how raw sums go through the multiplier unchanged.
 UNIT = 1 << FRACTION_BITS
@@ -122,8 +124,7 @@ class Requantizer(wiring.Component):
         self._accompany(m)
         total, multiplier, shift = self._add(m, raw)
         product, shift = self._multiply(m, total, multiplier, shift)
-        high_part, shift = self._round(m, product, shift, double)
-        self._scale(m, high_part, shift, raw, double)
+        self._scale(m, product, shift, raw, double)
         return m
 
     def _accompany(self, m: Module) -> None:
@@ -194,53 +195,71 @@ class Requantizer(wiring.Component):
             self._at(m, 5, "shift", shift),
         )
 
-    def _round(
-        self, m: Module, product: Signal, shift: Signal, double: Signal
-    ) -> tuple[Signal, Signal]:
-        """Stage 6: the high part of the product, the formula's h."""
-        up = product[0] & (double | (shift == 0))
-        high_part = self._at(m, 6, "high_part", (product[1:].as_signed() + up)[:37].as_signed())
-        return high_part, self._at(m, 6, "shift", shift)
-
     def _scale(
-        self, m: Module, high_part: Signal, shift: Signal, raw: Signal, double: Signal
+        self, m: Module, product: Signal, shift: Signal, raw: Signal, double: Signal
     ) -> None:
-        """Stages 7 to 11: shift by multiples of 8, by the rest, add the zero point, clamp.
+        """Stages 6 to 11: shift by multiples of 8, by the rest, add the zero point, clamp.
 
-        Bit 0 of what is shifted is the last bit shifted out; ``sticky`` is whether any before it
-        was set. Both are what rounding needs to know: no nudge is added before the shift.
+        h is never made: the product is shifted, with its bit 30 below it, and the two roundings
+        become one. Say that b is the last bit shifted out, and *lost* are those below it. Then the
+        result is 1 more if b; in DOUBLE with a shift also if all lost bits are 1 and the product is
+        not negative, but not if all are 0 and it is negative. ``decided`` is that one lost bit is
+        neither.
+
+        Only the bits that an int8 can come from are shifted. Whether the others are mere signs, so
+        that the result ``fits``, is seen on the way.
         """
-        coarse, fine = shift[3:], self._at(m, 7, "fine", shift[:3])
-        wide = Cat(Const(0, 1), high_part)
-        lost = Signal()
-        with m.Switch(coarse):
-            for k in range(1, 4):
-                with m.Case(k):
-                    m.d.comb += lost.eq(wide[: 8 * k].any())
-        scaled = self._at(m, 7, "scaled", wide.as_signed() >> (coarse << 3))
-        sticky = self._at(m, 7, "sticky", lost)
+        negative = product[-1]
+        # Of groups of 8 bits: whether all above are signs; whether one below decides the rounding.
+        signs = [product[low:high] == negative.replicate(high - low)
+                 for low, high in ((17, 25), (25, 33), (33, 37))]
+        deciding = [(product[low : low + 8] ^ (~negative).replicate(8)).any()
+                    for low in (0, 8, 16)]
+        signs = self._at(m, 6, "signs", Cat(signs))
+        deciding = self._at(m, 6, "deciding", Cat(deciding))
+        wide = product.as_signed()
+        halfway = self._at(m, 6, "halfway", Mux(shift[4], wide >> 16, wide)[: NARROW_BITS + 8])
+        rounds = self._at(m, 6, "rounds_twice", double & shift.any())
+        shift = self._at(m, 6, "shift", shift)
+        negative = self._at(m, 6, "negative", negative)
+        # Raw sums are not shifted: bits above those that are shifted go straight on.
+        rest = self._at(m, 6, "rest", product[1 + NEAR_BITS : 33])
 
-        negative = scaled[37]
-        narrow = scaled[: 1 + NARROW_BITS]
-        shifted = Signal(signed(1 + NARROW_BITS))
-        tie = Signal()  # exactly half way
-        m.d.comb += [
-            shifted.eq(narrow.as_signed() >> fine),
-            tie.eq(~sticky & ((narrow & _ones_below(fine)) == 0)),
-        ]
-        quotient = self._at(m, 8, "quotient", shifted[1:].as_signed())
-        rest = self._at(m, 8, "rest", scaled[1 + NARROW_BITS : 33])
-        up = self._at(m, 8, "up", shifted[0] & ~(double & negative & tie))
-        fits = Signal()
-        m.d.comb += fits.eq(scaled[NARROW_BITS:] == negative.replicate(38 - NARROW_BITS))
+        coarse = shift[3:]
+        fits, decided = Signal(), Signal()
+        with m.Switch(coarse):
+            for k in range(4):
+                with m.Case(k):
+                    m.d.comb += [
+                        fits.eq(signs[k:].all() if k < 3 else 1),
+                        decided.eq(deciding[:k].any() if k else 0),
+                    ]
+        narrow = self._at(m, 7, "narrow", Mux(shift[3], halfway[8:], halfway[:NARROW_BITS]))
+        fits = self._at(m, 7, "fits", fits)
+        decided = self._at(m, 7, "decided", decided | ~rounds)
+        fine = self._at(m, 7, "fine", shift[:3])
+        negative = self._at(m, 7, "negative", negative)
+        rest = self._at(m, 7, "rest", rest)
+
+        bits = narrow
+        for k in (2, 1, 0):
+            left = len(bits) - (1 << k)
+            fits = fits & (fine[k] | (bits[left:] == negative.replicate(1 << k)))
+            bits = Mux(fine[k], bits[1 << k :], bits[:left])
+        fits = fits & (bits[-1] == negative)
+        lost = (narrow ^ (~negative).replicate(NARROW_BITS)) & _ones_below(fine)
+        decided = decided | lost.any()
+        quotient = self._at(m, 8, "quotient", bits[1:].as_signed())
+        up = self._at(m, 8, "up", Mux(negative, bits[0] & decided, bits[0] | ~decided))
         above = self._at(m, 8, "above", ~fits & ~negative)
         below = self._at(m, 8, "below", ~fits & negative)
+        rest = self._at(m, 8, "rest", rest)
 
         zero_point = Signal(signed(8), reset_less=True)
         m.d.sync += zero_point.eq(self.i_zero_point)
         with m.If(raw):
             m.d.sync += zero_point.eq(0)
-        moved = (quotient + zero_point + up)[: NARROW_BITS + 1].as_signed()
+        moved = (quotient + zero_point + up)[: NEAR_BITS + 1].as_signed()
         moved, rest = self._at(m, 9, "moved", moved), self._at(m, 9, "rest", rest)
         above, below = self._at(m, 9, "above", above), self._at(m, 9, "below", below)
         self._clamp(m, moved, rest, above, below, raw)
@@ -252,7 +271,7 @@ class Requantizer(wiring.Component):
         is_high = ~raw & (above | (~below & (moved > self.i_high)))
         is_low = ~raw & (below | (~above & (moved < self.i_low)))
         is_high, is_low = self._at(m, 10, "is_high", is_high), self._at(m, 10, "is_low", is_low)
-        inside = self._at(m, 10, "inside", Cat(moved[:NARROW_BITS], rest))
+        inside = self._at(m, 10, "inside", Cat(moved[:NEAR_BITS], rest))
         clamped = Signal(signed(8))
         with m.If(is_high):
             m.d.comb += clamped.eq(self.i_high)
@@ -260,11 +279,10 @@ class Requantizer(wiring.Component):
             m.d.comb += clamped.eq(self.i_low)
         with m.Else():
             m.d.comb += clamped.eq(inside[:8])
-        value = self._at(m, 11, "value", Cat(Mux(raw, inside[:8], clamped)[:8], inside[8:]))
+        value = self._at(m, 11, "value", Cat(clamped[:8], inside[8:]))
         with m.If(~raw):
             m.d.sync += value[8:].eq(0)
         m.d.comb += self.o_value.eq(value)
-
 
 
 def _ones_below(count: Value) -> Value:

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
 from .bursts import BurstSplitter
-from .layouts import beat_layout, burst_layout, index_shape, run_layout
+from .layouts import index_shape, run_layout, weight_burst_layout
 from .streams import Queue, connect_stream
 from .window import weight_beat_layout
 
@@ -31,8 +31,8 @@ class WeightFetch(wiring.Component):
     Members
     -------
     run : In(stream of run_layout)          Streams of one EXEC; ``beats`` a multiple of engines.
-    o_burst : Out(stream of burst_layout)   To the read side.
-    i : In(stream of beat_layout)           Beats from the read side, always ready.
+    o_burst : Out(stream of weight_burst_layout)   To the read side.
+    i : In(stream of weight_beat_layout)    Beats from the read side, always ready.
     o : Out(stream of weight_beat_layout).array(engines)
     """
 
@@ -41,31 +41,22 @@ class WeightFetch(wiring.Component):
     i: stream.Interface
     o: Any
 
-    RUNS_UNDER_WAY = 4
-
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
+        beat = weight_beat_layout(config.bus_width)
         super().__init__({
             "run": In(stream.Signature(run_layout)),
-            "o_burst": Out(stream.Signature(burst_layout)),
-            "i": In(stream.Signature(beat_layout(config.bus_width), always_ready=True)),
-            "o": Out(stream.Signature(weight_beat_layout(config.bus_width))).array(config.engines),
+            "o_burst": Out(stream.Signature(weight_burst_layout(config))),
+            "i": In(stream.Signature(beat, always_ready=True)),
+            "o": Out(stream.Signature(beat)).array(config.engines),
         })
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        config = self._config
-        m.submodules.splitter = splitter = BurstSplitter(config)
-        m.submodules.runs = runs = Queue(32, self.RUNS_UNDER_WAY)
-        m.d.comb += [
-            splitter.i.p.eq(self.run.p),
-            runs.i.p.eq(self.run.p.beats),
-            splitter.i.valid.eq(self.run.valid & runs.i.ready),
-            runs.i.valid.eq(self.run.valid & splitter.i.ready),
-            self.run.ready.eq(splitter.i.ready & runs.i.ready),
-        ]
+        m.submodules.splitter = splitter = BurstSplitter(self._config, closing=True)
+        connect_stream(m, wiring.flipped(self.run), splitter.i)
         self._gate(m, splitter)
-        self._deal(m, runs)
+        self._deal(m)
         return m
 
     def _gate(self, m: Module, splitter: BurstSplitter) -> None:
@@ -99,24 +90,12 @@ class WeightFetch(wiring.Component):
             m.d.comb += asked.eq(burst.beats)
         m.d.sync += space.eq(space + given - asked)
 
-    def _deal(self, m: Module, runs: Queue) -> None:
-        """Writes each beat into its engine's FIFO; the last round of a run is marked."""
+    def _deal(self, m: Module) -> None:
+        """Writes each beat into its engine's FIFO."""
         config = self._config
         engine_idx = Signal(index_shape(config.engines))
-        beats_left = Signal(32)
         write = Signal(config.engines)
-        is_last = Signal()
-        m.d.comb += [
-            is_last.eq(beats_left <= config.engines),
-            runs.o.ready.eq((beats_left == 0) | ((beats_left == 1) & self.i.valid)),
-            write.eq(self.i.valid << engine_idx),
-        ]
-        with m.If(runs.o.ready):
-            m.d.sync += beats_left.eq(0)
-            with m.If(runs.o.valid):
-                m.d.sync += beats_left.eq(runs.o.p)
-        with m.Elif(self.i.valid):
-            m.d.sync += beats_left.eq(beats_left - 1)
+        m.d.comb += write.eq(self.i.valid << engine_idx)
         with m.If(self.i.valid):
             m.d.sync += engine_idx.eq(engine_idx + 1)
             with m.If(engine_idx == config.engines - 1):
@@ -124,9 +103,5 @@ class WeightFetch(wiring.Component):
         for e in range(config.engines):
             fifo = Queue(weight_beat_layout(config.bus_width), config.fifo_depth)
             m.submodules[f"fifo_{e}"] = fifo
-            m.d.comb += [
-                fifo.i.p.data.eq(self.i.p.data),
-                fifo.i.p.last.eq(is_last),
-                fifo.i.valid.eq(write[e]),
-            ]
+            m.d.comb += [fifo.i.p.eq(self.i.p), fifo.i.valid.eq(write[e])]
             connect_stream(m, fifo.o, wiring.flipped(self.o[e]))

@@ -59,7 +59,8 @@ class Writer(wiring.Component):
     clear : In(1)                  Strobe: soft reset. The guard answers no request of before.
     outstanding : Out(16)          Bursts of this epoch that were granted and await their response.
     owed : Out(1)                  Beats of granted bursts have still to go.
-    idle : Out(1)                  No word is here, and no response outstanding.
+    idle : Out(1)                  No word is here, and no response outstanding; a fault of the last
+                                   one shows in the first such cycle.
     fault : Out(fault_layout), fault_valid : Out(1)    Strobe, with BUS or PROTO and the address of
                                    the oldest outstanding burst (0 if there is none); no command.
     stale : Out(1)                 Strobe: a response of another epoch.
@@ -211,7 +212,6 @@ class Writer(wiring.Component):
         raw, address = bursts.o.payload[0], bursts.o.payload[1:]
         asked = Signal.like(self._awaited.i.payload, reset_less=True)
         committed = Signal(range(self.MAX_OUTSTANDING + 1))  # asked for, or outstanding
-        outstanding = Signal.like(committed)
         halted = Signal()
         taken = Signal()
         m.d.comb += [
@@ -227,11 +227,10 @@ class Writer(wiring.Component):
             m.d.sync += asked.eq(address)
         with m.If(self.denied):
             m.d.sync += halted.eq(1)
-        m.d.sync += committed.eq(committed + taken - answered)
-        m.d.sync += outstanding.eq(outstanding + self.granted - answered)
+        m.d.sync += committed.eq(committed + _step(committed, taken, answered))
         with m.If(self.clear):
-            m.d.sync += [halted.eq(0), committed.eq(0), outstanding.eq(0)]
-        m.d.comb += self.outstanding.eq(outstanding)
+            m.d.sync += [halted.eq(0), committed.eq(0)]
+        m.d.comb += self.outstanding.eq(self._awaited.level)
 
     def _send(self, m: Module, purge: Signal, flush: Signal) -> Signal:
         """Moves beats of granted words to the pins; returns the strobe of a burst's last beat."""
@@ -252,8 +251,7 @@ class Writer(wiring.Component):
         ]
         strobes, count = self._strobes(beats.o.payload)
         m.d.sync += owed_words.eq(
-            owed_words + self.granted - (take & beats.o.payload.last)
-        )
+            owed_words + _step(owed_words, self.granted, take & beats.o.payload.last))
         with m.If(free):
             m.d.sync += [
                 self.wvalid.eq(take),
@@ -294,24 +292,26 @@ class Writer(wiring.Component):
             answered.eq(mine & complete.any() & ~self.clear),
             self._awaited.o.ready.eq(answered),
         ]
-        m.d.sync += complete.eq(complete + left - answered)
+        m.d.sync += complete.eq(complete + _step(complete, left, answered))
         with m.If(self.clear):
             m.d.sync += complete.eq(0)
-        address = Signal(32)
-        with m.If(self._awaited.o.valid):
-            m.d.comb += address.eq(self._awaited.o.payload << self._beat_bits)
-        m.d.comb += [
-            self.bready.eq(1),
-            self.fault.address.eq(address),
-            self.fault_valid.eq(mine & (~complete.any() | (response != OKAY))),
-            self.fault.code.eq(FaultCode.PROTO),
-            self.fault.detail.eq(WRITE_BIT_PROTO),
+        m.d.comb += self.bready.eq(1)
+        # Registers, whose own reset makes the 0 where no burst is outstanding.
+        m.d.sync += [
+            self.fault_valid.eq(
+                mine & (~complete.any() | (response != OKAY)) & ~self.clear),
+            self.fault.address.eq(self._awaited.o.payload << self._beat_bits),
+            self.fault.code.eq(Mux(complete.any(), FaultCode.BUS, FaultCode.PROTO)),
+            self.fault.detail.eq(
+                Mux(complete.any(), response | WRITE_BIT_BUS, WRITE_BIT_PROTO)),
         ]
-        with m.If(complete.any()):
-            m.d.comb += [
-                self.fault.code.eq(FaultCode.BUS),
-                self.fault.detail.eq(response | WRITE_BIT_BUS),
-            ]
+        with m.If(~self._awaited.o.valid):
+            m.d.sync += self.fault.address.eq(0)
+
+
+def _step(count: Signal, up: Value, down: Value) -> Value:
+    """One more, one less or nothing, to add to ``count`` with a single adder."""
+    return Cat(up ^ down, (down & ~up).replicate(len(count) - 1))
 
 
 def _count_ones(bits: list[Value]) -> Value:

@@ -7,6 +7,7 @@ import pytest
 from sparsemac.config import CoreConfig
 from sparsemac.registers import COUNTERS, register_map
 from sparsemac_hw.bank import OKAY, SLVERR, RegisterBank
+from sparsemac_hw.counters import CounterBank
 from sparsemac_hw.testing import simulate
 
 SEED = 4711
@@ -304,13 +305,13 @@ def test_B10_counters_are_read_as_atomic_pairs():
     now = [start]
 
     async def count(ctx):
-        coming = 0
+        coming = [0] * (CounterBank.READ_CYCLES - 1)
         while True:
             *_, strobe, idx = await ctx.tick().sample(dut.counter_stb, dut.counter_idx)
             now[0] += 1
-            ctx.set(dut.counter, coming)
+            ctx.set(dut.counter, coming.pop(0))
             values = {"CYCLES": now[0], "WRITE_BYTES": now[0] ^ 0xFFFF_FFFF_FFFF}
-            coming = values[COUNTERS[idx][0]] if strobe else rng.getrandbits(64)
+            coming.append(values[COUNTERS[idx][0]] if strobe else rng.getrandbits(64))
 
     async def bench(ctx):
         last = 0
@@ -342,12 +343,12 @@ def test_has_stated_latencies():
         for channel in ("aw", "w", "ar"):
             ctx.set(getattr(bus, f"{channel}valid"), 0)
         effect, answers = [], []
-        for _ in range(5):
+        for _ in range(8):
             effect.append(ctx.get(dut.irq_enable_done))
             answers.append((ctx.get(bus.bvalid), ctx.get(bus.rvalid)))
             await ctx.tick()
         write, read = RegisterBank.WRITE_CYCLES, RegisterBank.READ_CYCLES
-        assert effect == [n >= write for n in range(5)]
-        assert answers == [(n >= write, n >= read - 1) for n in range(5)]
+        assert effect == [n >= write for n in range(8)]
+        assert answers == [(n >= write, n >= read - 1) for n in range(8)]
 
     simulate(dut, bench)

@@ -75,6 +75,26 @@ def test_needs_only_the_bits_that_a_run_can_have(run_bits):
     run(config, [*runs, (8, most), (0, most)], rng=rng, stall=0.0, run_bits=run_bits)
 
 
+@pytest.mark.parametrize(("engines", "burst_beats"), [(1, 4), (3, 2), (8, 4), (5, 16)])
+def test_tells_which_beats_are_the_last_of_an_engine(engines, burst_beats):
+    rng = random.Random(engines)
+    config = CoreConfig(engines=engines, burst_beats=burst_beats, fifo_depth=64)
+    splitter = BurstSplitter(config, closing=True)
+    runs = [(8 * rng.randrange(64), engines * rng.randint(1, 9)) for _ in range(20)]
+    marked = []
+
+    async def put(ctx):
+        await stream_put_all(ctx, splitter.i, [{"address": a, "beats": b} for a, b in runs])
+
+    async def get(ctx):
+        while len(marked) < sum(beats for _, beats in runs):
+            burst = await stream_get(ctx, splitter.o)
+            marked.extend(burst.beats - k <= burst.closing for k in range(burst.beats))
+
+    simulate(splitter, put, get)
+    assert marked == [left <= engines for _, beats in runs for left in range(beats, 0, -1)]
+
+
 def test_wraps_at_the_end_of_the_address_space():
     config = make_config(64, 16)
     found = run(config, [(2**32 - 128 - 8, 20)], rng=random.Random(0), stall=0.0)

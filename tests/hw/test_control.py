@@ -3,7 +3,7 @@ import random
 
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
-from sparsemac_hw.control import FAULT_SOURCES, JobControl
+from sparsemac_hw.control import FAULT_SOURCES, FaultOwner, JobControl
 from sparsemac_hw.testing import simulate
 
 
@@ -52,7 +52,7 @@ def test_the_first_fault_is_kept_and_outstanding_bursts_are_waited_for():
         await pulse(ctx, dut.start_job)
         await ctx.tick().repeat(3)
         ctx.set(dut.reads_outstanding, 1)
-        ctx.set(dut.engine_command, 7)
+        ctx.set(dut.commands[FaultOwner.EXEC.value], 7)
         ctx.set(dut.engine_faults[1], FaultCode.COLUMN)
         ctx.set(dut.engine_faults[2], FaultCode.STREAM)
         await ctx.tick()

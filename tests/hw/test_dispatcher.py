@@ -137,9 +137,9 @@ def random_list(rng, config, count):
     return commands
 
 
-def payload_fields(command, payload):
-    """(field, handed on, in the command) of all fields."""
-    handed, pairs = payload.command, [("wait", payload.wait, command.wait)]
+def payload_fields(command, payload, others):
+    """(field, handed on, in the command) of all fields, behind ``others`` of the other unit."""
+    handed, pairs = payload.command, [("spare", payload.spare, min(others - command.wait, 3))]
     if isinstance(command, Load):
         names = ["address", "destination", "line_beats", "lines", "stride", "gap", "shift", "mask"]
         pairs.append(("fill", handed.fill, command.fill & 0xFF))
@@ -251,7 +251,9 @@ def test_hands_on_every_field_of_every_command_in_order(bus_width, lanes, burst_
     for kind, payload in bench.taken:
         command = commands[payload.command.index]
         assert kind == ("loads" if isinstance(command, Load) else "execs")
-        for name, handed, stated in payload_fields(command, payload):
+        before = commands[: payload.command.index]
+        others = sum(isinstance(c, Load) != isinstance(command, Load) for c in before)
+        for name, handed, stated in payload_fields(command, payload, others):
             assert handed == stated, name
     block = burst_beats * config.bus_bytes
     for address, beats in bench.bursts:

@@ -11,14 +11,20 @@ def test_runs_commands_in_order_when_their_loads_are_done_and_prefetches_the_nex
     print("seed", seed)
     rng = random.Random(seed)
     dut = Executor(CoreConfig(engines=2))
-    waits = [0, 1, 1, 3, 4]
+    waits = [0, 1, 1, 3, 4]  # LOADs that must be complete
+    issued = [1, 1, 2, 3, 5]  # LOADs before it in the list; one is under way at most
     commands = [{"weights": 64 * k, "beats": 2 * k + 2, "index": k} for k in range(len(waits))]
     runs, started = [], []
-    state = {"loads": 0, "running": None, "left": 0}
+    state = {"loads": 0, "issued": 0, "running": None, "left": 0}
 
     async def put(ctx):
-        payloads = [{"command": c, "wait": w} for c, w in zip(commands, waits, strict=True)]
-        await stream_put_all(ctx, dut.i, payloads, rng, 0.3)
+        for command, wait, loads in zip(commands, waits, issued, strict=True):
+            while state["loads"] < loads - 1:
+                await ctx.tick()
+            state["issued"] = loads
+            await ctx.tick()
+            payload = {"command": command, "spare": min(loads - wait, 3)}
+            await stream_put_all(ctx, dut.i, [payload], rng, 0.3)
 
     async def fetch(ctx):
         while True:
@@ -30,9 +36,12 @@ def test_runs_commands_in_order_when_their_loads_are_done_and_prefetches_the_nex
     async def world(ctx):
         count = 0
         while count < len(waits):
-            ctx.set(dut.loads_done, state["loads"])
-            *_, start, running, index, count = await ctx.tick().sample(
-                dut.start, dut.running, dut.command.index, dut.done_count)
+            completes = rng.random() < 0.1 and state["loads"] < max(issued)
+            ctx.set(dut.load_done, completes)
+            ctx.set(dut.load_under_way, state["issued"] > state["loads"] + completes)
+            *_, start, running, index, done = await ctx.tick().sample(
+                dut.start, dut.running, dut.command.index, dut.done)
+            count += done
             if start:
                 assert state["running"] is None
                 assert state["loads"] >= waits[index]
@@ -48,8 +57,7 @@ def test_runs_commands_in_order_when_their_loads_are_done_and_prefetches_the_nex
                     ctx.set(dut.engines_done, 3)
                     ctx.set(dut.store_idle, 1)
                     state["running"] = None
-            if rng.random() < 0.1:
-                state["loads"] += 1
+            state["loads"] += completes
 
     async def idle_engines(ctx):
         ctx.set(dut.engines_done, 3)

@@ -4,10 +4,10 @@
 import random
 
 import pytest
-from amaranth.hdl import Cat
+from amaranth.hdl import Cat, Elaboratable, Module
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
-from sparsemac_hw.guard import Guard
+from sparsemac_hw.guard import Guard, WindowLookup
 from sparsemac_hw.testing import simulate, stream_put, stream_put_all
 
 SEED = 77
@@ -44,6 +44,33 @@ def random_request(rng, bus_bytes):
     room = (4096 - offset) // bus_bytes
     beats = rng.choice([1, rng.randrange(1, 17), min(256, room), room + 1, rng.randrange(512)])
     return {"address": page * 4096 + offset, "beats": min(beats, 511)}
+
+
+class Guarded(Elaboratable):
+    """A guard with its lookup; the other guard asks in cycles that ``other_asks`` tells."""
+
+    def __init__(self, config, direction):
+        self.guard = Guard(config, direction)
+        self.lookup = WindowLookup(config)
+        self.place = ("read", "write").index(direction)
+        self.other_asks = self.lookup.asks[1 - self.place]
+        self.other_page = self.lookup.pages[1 - self.place]
+        self.windows = self.lookup.windows
+
+    def __getattr__(self, name):
+        return getattr(self.guard, name)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.guard, m.submodules.lookup = guard, lookup = self.guard, self.lookup
+        m.d.comb += [
+            guard.windows.eq(self.windows),
+            lookup.asks[self.place].eq(guard.i.valid),
+            lookup.pages[self.place].eq(guard.page),
+            guard.turn.eq(lookup.turns[self.place]),
+            guard.covering.eq(lookup.covering),
+        ]
+        return m
 
 
 class Watch:
@@ -98,7 +125,7 @@ def test_passes_what_lies_in_an_open_window_and_nothing_else(
     print(f"seed {SEED}")
     rng = random.Random(f"{SEED} {direction} {bus_width} {stalls}")
     config = SMALL.replace(bus_width=bus_width, windows=windows, burst_beats=8)
-    dut = Guard(config, direction)
+    dut = Guarded(config, direction)
     watch = Watch(dut, random.Random(rng.random()), stalls[1])
     size = config.bus_bytes.bit_length() - 1
 
@@ -124,11 +151,18 @@ def test_passes_what_lies_in_an_open_window_and_nothing_else(
         kinds = {code for code, _ in wanted_answers}
         assert kinds >= {FaultCode.NONE, FaultCode.WINDOW} and (windows == 1 or len(kinds) == 3)
 
-    simulate(dut, bench, background=[watch.run])
+    async def other(ctx):
+        noise = random.Random(f"{stalls}")
+        while True:
+            ctx.set(dut.other_asks, noise.random() < stalls[0])
+            ctx.set(dut.other_page, noise.randrange(12))
+            await ctx.tick()
+
+    simulate(dut, bench, background=[watch.run, other])
 
 
 def test_B3_all_windows_are_closed_unless_opened():
-    dut = Guard(SMALL, "read")
+    dut = Guarded(SMALL, "read")
     watch = Watch(dut)
 
     async def bench(ctx):
@@ -142,7 +176,7 @@ def test_B3_all_windows_are_closed_unless_opened():
 
 @pytest.mark.parametrize("first, last", [(5, 4), (0xFFFFF, 0), (1, 0)])
 def test_B3_window_with_first_above_last_matches_nothing(first, last):
-    dut = Guard(SMALL.replace(windows=1), "write")
+    dut = Guarded(SMALL.replace(windows=1), "write")
     watch = Watch(dut)
 
     async def bench(ctx):
@@ -158,7 +192,7 @@ def test_B3_window_with_first_above_last_matches_nothing(first, last):
 
 @pytest.mark.parametrize("address, beats", [(0xFFFFFFF8, 2), (0xFFFFF000, 0), (0xFFFFF000, 511)])
 def test_B2_burst_beyond_the_end_of_memory_is_denied(address, beats):
-    dut = Guard(SMALL.replace(windows=1), "write")
+    dut = Guarded(SMALL.replace(windows=1), "write")
     watch = Watch(dut)
 
     async def bench(ctx):
@@ -176,7 +210,7 @@ def open_all(ctx, dut):
 
 
 def test_has_stated_latency_and_one_burst_per_cycle():
-    dut = Guard(SMALL, "read")
+    dut = Guarded(SMALL, "read")
     watch = Watch(dut)
 
     async def bench(ctx):
@@ -189,8 +223,30 @@ def test_has_stated_latency_and_one_burst_per_cycle():
     simulate(dut, bench, background=[watch.run])
 
 
+def test_two_guards_have_the_lookup_in_turns():
+    lookup = WindowLookup(SMALL)
+
+    async def bench(ctx):
+        ctx.set(lookup.windows[2], {"first": 5, "last": 6, "read": 0, "write": 0})
+        for k, page in enumerate((5, 7)):
+            ctx.set(lookup.pages[k], page)
+        for asks in ([1, 0], [0, 1], [1, 1]):
+            for k in range(2):
+                ctx.set(lookup.asks[k], asks[k])
+            turns = []
+            for _ in range(4):
+                turns.append(ctx.get(lookup.turns[1]))
+                assert ctx.get(lookup.turns[0]) == 1 - turns[-1]
+                assert ctx.get(lookup.covering) == (0 if turns[-1] else 4)
+                await ctx.tick()
+            assert sum(turns) == {(1, 0): 0, (0, 1): 4, (1, 1): 2}[tuple(asks)]
+            assert sum(asks) < 2 or turns in ([0, 1, 0, 1], [1, 0, 1, 0])
+
+    simulate(lookup, bench)
+
+
 def test_valid_outlives_stop_and_the_epoch():
-    dut = Guard(SMALL, "read")
+    dut = Guarded(SMALL, "read")
 
     async def bench(ctx):
         open_all(ctx, dut)
@@ -211,7 +267,7 @@ def test_valid_outlives_stop_and_the_epoch():
 
 
 def test_stop_drops_a_request_that_is_not_granted():
-    dut = Guard(SMALL, "read")
+    dut = Guarded(SMALL, "read")
 
     async def bench(ctx):
         open_all(ctx, dut)

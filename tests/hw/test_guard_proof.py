@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Containment, proved: no byte outside an open window, whatever the rest of the core does.
 
-All inputs of the guard are free in every cycle: requests, epoch, stop, READY and reset. The one
-assumption is what the register bank does in hardware: the windows do not change with the end of a
-cycle without stop, nor with one after which VALID is up.
+All inputs of the guard and of the lookup are free in every cycle: requests, those of the other
+guard, epoch, stop, READY and reset. The one assumption is what the register bank does in hardware:
+the windows do not change with the end of a cycle without stop, nor with one after which VALID is
+up.
 """
 
 import pytest
@@ -14,14 +15,14 @@ from sparsemac.config import CoreConfig
 from sparsemac.errors import MissingDependency
 from sparsemac.registers import FaultCode
 from sparsemac_hw.formal import check, find_tools
-from sparsemac_hw.guard import Guard
+from sparsemac_hw.guard import Guard, WindowLookup
 from sparsemac_hw.layouts import burst_layout, window_layout
 
 PAGE_BYTES = 4096
 
 
-class LastPageOpen(Guard):
-    """A guard that lets out what begins one page behind a window."""
+class LastPageOpen(WindowLookup):
+    """A lookup that takes the page behind a window for its last."""
 
     def _covers(self, window, page):
         return ~(page < window.first) & (page <= window.last + 1)
@@ -38,7 +39,7 @@ class HastyGuard(Guard):
 
 
 class Containment(wiring.Component):
-    """A guard with free inputs, and what it promises, in parts.
+    """A guard and the lookup with free inputs, and what they promise, in parts.
 
     That some open window holds the page on the pins is proved window by window, since the solver's
     time grows exponentially with their number otherwise. ``chosen`` notes in the cycle of the grant
@@ -53,9 +54,12 @@ class Containment(wiring.Component):
     windows: data.View
     stop: Signal
     ready: Signal
+    other_asks: Signal
+    other_page: Signal
 
-    def __init__(self, guard, part):
+    def __init__(self, guard, part, lookup=None):
         self.guard = guard
+        self.lookup = lookup or WindowLookup(guard.config)
         self.part = part
         super().__init__({
             "i": In(stream.Signature(burst_layout)),
@@ -63,6 +67,8 @@ class Containment(wiring.Component):
             "windows": In(data.ArrayLayout(window_layout, guard.config.windows)),
             "stop": In(1),
             "ready": In(1),
+            "other_asks": In(1),
+            "other_page": In(20),
         })
 
     def elaborate(self, platform):
@@ -74,6 +80,17 @@ class Containment(wiring.Component):
             guard.windows.eq(self.windows),
             guard.stop.eq(self.stop),
             guard.ready.eq(self.ready),
+        ]
+        m.submodules.lookup = lookup = self.lookup
+        mine = ("read", "write").index(guard.direction)
+        m.d.comb += [
+            lookup.windows.eq(self.windows),
+            lookup.asks[mine].eq(guard.i.valid),
+            lookup.pages[mine].eq(guard.page),
+            lookup.asks[1 - mine].eq(self.other_asks),
+            lookup.pages[1 - mine].eq(self.other_page),
+            guard.turn.eq(lookup.turns[mine]),
+            guard.covering.eq(lookup.covering),
         ]
         windows = Value.cast(self.windows)
         last_windows = Signal.like(windows)
@@ -182,8 +199,22 @@ def test_assumptions_leave_room_for_every_outcome(tmp_path):
     assert result.passed, result.log
 
 
-@pytest.mark.parametrize("faulty, part", [(LastPageOpen, 0), (HastyGuard, "protocol")])
-def test_proof_fails_on_a_faulty_guard(faulty, part, tmp_path):
-    guard = faulty(CoreConfig(), "read")
-    result = check(Containment(guard, part), tmp_path, depth=4)
+class HeedlessLookup(WindowLookup):
+    """A lookup that lets both guards have it, and answers for one."""
+
+    def elaborate(self, platform):
+        m = super().elaborate(platform)
+        m.d.comb += Cat(self.turns[0], self.turns[1]).eq(0b11)
+        return m
+
+
+@pytest.mark.parametrize("faulty, lookup, part", [
+    (Guard, LastPageOpen, 0),
+    (Guard, HeedlessLookup, 0),
+    (HastyGuard, WindowLookup, "protocol"),
+])
+def test_proof_fails_on_a_faulty_guard(faulty, lookup, part, tmp_path):
+    config = CoreConfig()
+    harness = Containment(faulty(config, "read"), part, lookup(config))
+    result = check(harness, tmp_path, depth=4)
     assert result.status == "FAIL", result.log

@@ -153,12 +153,12 @@ def test_writes_the_beats_of_every_line_where_they_belong(bus_width, lanes):
 
     async def put(ctx):
         for k, load in enumerate(loads):
-            await stream_put(ctx, dut.i, {"command": load | {"index": k}, "wait": 0})
+            await stream_put(ctx, dut.i, {"command": load | {"index": k}, "spare": 0})
             assert ctx.get(dut.busy) == 1
             assert ctx.get(dut.index) == k
         while ctx.get(dut.busy):
             await ctx.tick()
-        assert ctx.get(dut.done_count) == len(loads)
+        assert len(bench.done_at) == len(loads)
 
     bench.run(put)
     assert bench.writes == twin.writes
@@ -167,22 +167,27 @@ def test_writes_the_beats_of_every_line_where_they_belong(bus_width, lanes):
     assert bench.faults == []
 
 
-def test_waits_for_the_execs_before():
+@pytest.mark.parametrize("under_way", [0, 1, 2])
+@pytest.mark.parametrize("spare", [0, 1, 2, 3])
+def test_waits_for_the_execs_before(under_way, spare):
     config = make_config(64, 8)
     bench = Bench(config, seed=1, stall=0.0)
     dut = bench.dut
     load = {"address": 64, "destination": 0, "line_beats": 3, "lines": 1, "stride": 0, "index": 4}
 
     async def put(ctx):
-        for execs_done in (0, 1):
-            ctx.set(dut.execs_done, execs_done)
-            if not execs_done:
-                await stream_put(ctx, dut.i, {"command": load, "wait": 2})
+        ctx.set(dut.execs_under_way, under_way)
+        await stream_put(ctx, dut.i, {"command": load, "spare": spare})
+        for _ in range(under_way - spare):
+            ctx.set(dut.execs_under_way, 2)  # others come behind it
             await ctx.tick().repeat(20)
-            assert (bench.reads, ctx.get(dut.busy)) == ([], 1)
-        ctx.set(dut.execs_done, 2)
-        while ctx.get(dut.busy):
+            assert (bench.reads, ctx.get(dut.busy), ctx.get(dut.under_way)) == ([], 1, 1)
+            ctx.set(dut.exec_done, 1)
             await ctx.tick()
+            ctx.set(dut.exec_done, 0)
+        for _ in range(20):
+            await ctx.tick()
+        assert not ctx.get(dut.busy) and not ctx.get(dut.under_way)
 
     bench.run(put)
     assert bench.reads == [64, 72, 80]
@@ -208,9 +213,9 @@ def test_line_beyond_the_buffer_is_a_size_fault_before_any_of_its_beats(bus_widt
     at = twin.load(**load)
 
     async def put(ctx):
-        await stream_put(ctx, dut.i, {"command": load | {"index": 9}, "wait": 0})
+        await stream_put(ctx, dut.i, {"command": load | {"index": 9}, "spare": 0})
         await ctx.tick().repeat(200)
-        assert ctx.get(dut.done_count) == 0
+        assert bench.done_at == []
 
     bench.run(put)
     assert bench.faults == [(FaultCode.SIZE, at, 9, 0)]
@@ -226,7 +231,7 @@ def test_line_longer_than_the_whole_buffer_is_a_size_fault(line_beats):
     load = {"address": 512, "destination": 0, "line_beats": line_beats, "lines": 1, "stride": 0}
 
     async def put(ctx):
-        await stream_put(ctx, dut.i, {"command": load | {"index": 0}, "wait": 0})
+        await stream_put(ctx, dut.i, {"command": load | {"index": 0}, "spare": 0})
         await ctx.tick().repeat(50)
 
     bench.run(put)
@@ -243,7 +248,7 @@ def test_fills_the_whole_buffer():
     assert twin.load(**load) is None
 
     async def put(ctx):
-        await stream_put(ctx, dut.i, {"command": load | {"index": 0}, "wait": 0})
+        await stream_put(ctx, dut.i, {"command": load | {"index": 0}, "spare": 0})
         while ctx.get(dut.busy):
             await ctx.tick()
 

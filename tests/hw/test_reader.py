@@ -14,8 +14,14 @@ CLIENTS = list(ReadClient)
 OKAY, EXOKAY, SLVERR, DECERR = range(4)
 
 
-def make_config(bus_width=64, burst_beats=16):
-    return CoreConfig(bus_width=bus_width, burst_beats=burst_beats, fifo_depth=512, lanes=8)
+def make_config(bus_width=64, burst_beats=16, engines=8):
+    return CoreConfig(bus_width=bus_width, burst_beats=burst_beats, fifo_depth=512, lanes=8,
+                      engines=engines)
+
+
+def closing(config, address):
+    """How many of the last beats of a burst of weights are marked: anything, and the same again."""
+    return random.Random(address).randint(0, config.engines)
 
 
 def random_bursts(rng, config, client, count):
@@ -42,6 +48,7 @@ class Bench:
         self.asked = []  # bursts in the order of the guard
         self.pins = deque()  # (epoch, address, beats) that have left on AR
         self.received = {client: [] for client in CLIENTS}
+        self.lasts = []  # of the beats of weights
         self.faults = []
         self.stale = 0
         self.beats = 0
@@ -106,7 +113,10 @@ class Bench:
             await ctx.tick()
             for client, output in outputs.items():
                 if ctx.get(output.valid):
-                    self.received[client].append(ctx.get(output.payload.data))
+                    beat = ctx.get(output.payload)
+                    self.received[client].append(beat.data)
+                    if client == ReadClient.WEIGHTS:
+                        self.lasts.append(beat.last)
             if ctx.get(dut.fault_valid):
                 fault = ctx.get(dut.fault)
                 culprit = ctx.get(dut.culprit)
@@ -119,6 +129,8 @@ class Bench:
 
         async def put(ctx):
             payloads = [{"address": a, "beats": b} for a, b in bursts]
+            if client == ReadClient.WEIGHTS:
+                payloads = [p | {"closing": closing(self.config, p["address"])} for p in payloads]
             await stream_put_all(ctx, port, payloads, self.rng, self.stall)
 
         return put
@@ -143,9 +155,11 @@ class Bench:
         await ctx.tick().repeat(5)
 
 
-@pytest.mark.parametrize(("bus_width", "burst_beats"), [(32, 16), (64, 1), (128, 64), (512, 64)])
-def test_brings_every_beat_to_its_client_in_order(bus_width, burst_beats):
-    config = make_config(bus_width, burst_beats)
+@pytest.mark.parametrize(
+    ("bus_width", "burst_beats", "engines"), [(32, 16, 1), (64, 1, 3), (128, 64, 8), (512, 64, 8)]
+)
+def test_brings_every_beat_to_its_client_in_order(bus_width, burst_beats, engines):
+    config = make_config(bus_width, burst_beats, engines)
     bench = Bench(config, seed=bus_width + burst_beats)
     bursts = {client: random_bursts(bench.rng, config, client, 12) for client in CLIENTS}
     total = sum(beats for client in CLIENTS for _, beats in bursts[client])
@@ -162,6 +176,10 @@ def test_brings_every_beat_to_its_client_in_order(bus_width, burst_beats):
             bench.data(address + i * config.bus_bytes)
             for address, beats in bursts[client] for i in range(beats)
         ]
+    assert bench.lasts == [
+        beats - i <= closing(config, address)
+        for address, beats in bursts[ReadClient.WEIGHTS] for i in range(beats)
+    ]
     assert (bench.faults, bench.stale, bench.beats) == ([], 0, total)
 
 

@@ -31,14 +31,16 @@ def test_deals_beats_out_and_never_asks_for_more_than_fits(engines, fifo_depth, 
             burst = await stream_get(ctx, dut.o_burst)
             asked[0] += burst.beats
             assert asked[0] <= engines * (fifo_depth + min(taken))
-            memory.extend(burst.address // 8 + k for k in range(burst.beats))
+            last = burst.beats - burst.closing  # as the read side marks beats
+            memory.extend((burst.address // 8 + k, k >= last) for k in range(burst.beats))
 
     async def answer(ctx):
         while True:
             send = memory and rng.random() > 0.2
             ctx.set(dut.i.valid, bool(send))
             if send:
-                ctx.set(dut.i.p.data, memory.pop(0))
+                ctx.set(dut.i.p.data, memory[0][0])
+                ctx.set(dut.i.p.last, memory.pop(0)[1])
             await ctx.tick()
 
     def consumer(e):

@@ -185,6 +185,7 @@ class Bench:
         count = sum(len(queue) for queue in self.words)
         while len(self.granted) < count or not ctx.get(self.dut.idle):
             await ctx.tick()
+        await ctx.tick().repeat(2)  # a fault shows a cycle later
 
     def run(self, *testbenches, feed=True):
         feeders = [self.feeder(e) for e in range(self.config.engines)] if feed else []
