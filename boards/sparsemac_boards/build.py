@@ -101,7 +101,10 @@ def _platform(board: Board) -> Any:
 
 
 def _plan(board: Board) -> Any:
-    """Returns the files of a build and the script that runs it."""
+    """Returns the files of a build and the script that runs it.
+
+    Parts of the core ask the platform for its family, and are made of the FPGA's own blocks.
+    """
     return _platform(board).build(
         Ulx3sTop(board), do_build=False, synth_opts="-abc9 -no-rw-check",
         nextpnr_opts="--router router2 --report report.json --seed 1 --timing-allow-fail",
