@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sparsemac.config import CoreConfig
 from sparsemac_boards import area
-from sparsemac_boards.build import find_tools
+from sparsemac_boards.build import DELAY_PS, find_tools
 from sparsemac_boards.soc import UartSoc
 from sparsemac_hw.core import Core
 from sparsemac_hw.emit import CORE_NAME, emit_verilog
@@ -50,9 +50,6 @@ log = logging.getLogger("bench_area")
 #: Cells that are counted, and LUT4-equivalents of one.
 WEIGHTS = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4}
 CELLS = (*WEIGHTS, "TRELLIS_FF", "MULT18X18D", "DP16KD")
-
-#: The delay that abc9 aims at [ps]; without one it does not trade area for speed at all.
-TARGET_PS = 6667
 
 #: What fits on the device at each size; block memories are the limit.
 SHAPES = ("1x32", "2x32", "2x64")
@@ -113,7 +110,7 @@ def synthesize(tools: dict[str, str], directory: Path, keep_hierarchy: bool) -> 
     # Relative names only: the tools from PyPI see no other folder.
     option = "-noflatten" if keep_hierarchy else ""
     script = (
-        f"read_verilog core.v; scratchpad -set abc9.D {TARGET_PS}; "
+        f"read_verilog core.v; scratchpad -set abc9.D {DELAY_PS}; "
         f"synth_ecp5 -top {CORE_NAME} -abc9 -no-rw-check {option}; "
         f"tee -q -o stat.json stat -json; write_json core.json"
     )
