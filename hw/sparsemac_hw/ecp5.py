@@ -12,7 +12,7 @@ mode of theirs; 9 x 9 (MULT9X9D) is unknown to nextpnr, as are cascades. Two int
 activations of int4, for int8 ones times int4 are 12 bits each, and a pair of them more than 18 bits
 of operand; the core's activations are int8.
 
-`tests/hw/ecp5_twins.v` says in Verilog what the blocks do, for simulators: yosys has black boxes.
+`tests/support/ecp5_twins.py` says what the blocks do, for simulators: yosys has black boxes only.
 """
 
 from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value, signed

@@ -106,16 +106,11 @@ class MacLanes(wiring.Component):
         group = self._config.shortest_row_cycles
         for b in range(self._config.sum_buses):
             shadows, stays, lasts = zip(*lanes[b * group : (b + 1) * group], strict=True)
-            m.d.comb += [
-                self.o_acc[b].eq(reduce(or_, shadows)),
-                self.o_valid[b].eq(~Cat(stays).all()),
-            ]
+            m.d.comb += self.o_acc[b].eq(reduce(or_, shadows))
+            m.d.sync += self.o_valid[b].eq(~Cat(stays).all())
             # The sums of a chunk follow one another: what the first lane knows holds for all.
-            is_last = Signal(name=f"is_last_{b}")
-            m.d.comb += self.o_last[b].eq(is_last)
             with m.If(~stays[0]):
-                m.d.comb += self.o_last[b].eq(lasts[0])
-                m.d.sync += is_last.eq(lasts[0])
+                m.d.sync += self.o_last[b].eq(lasts[0])
         return m
 
     def _delay(self, m: Module, v: int, stage: dict[str, Any]) -> dict[str, Any]:
@@ -131,7 +126,10 @@ class MacLanes(wiring.Component):
     def _lane(
         self, m: Module, v: int, stage: dict[str, Any], platform: object
     ) -> tuple[Signal, Signal, Signal]:
-        """Returns the sum (0 if there is none), whether there is none, and whether it is last."""
+        """Returns the sum (0 if there is none) and, a cycle before, the bits that tell of it.
+
+        They are whether there is none, and whether it is last.
+        """
         width = partial_width(self._config)
         activation = self._read(m, v, stage, platform)
         absent = self._after(m, f"absent_read_{v}", stage["absent"])
@@ -155,8 +153,7 @@ class MacLanes(wiring.Component):
             m.d.sync += acc.eq(0)
         with m.If(stays):
             m.d.sync += shadow.eq(0)
-        stays = self._after(m, f"stays_5_{v}", stays, init=1)
-        return shadow, stays, self._after(m, f"last_5_{v}", last)
+        return shadow, stays, last
 
     def _read(self, m: Module, v: int, stage: dict[str, Any], platform: object) -> Value:
         """The activation of an entry, two cycles later; that of no entry can be anything."""
