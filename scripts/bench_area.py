@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures area and clock of cores on an ECP5-85F (speed grade 6), out of context.
 
-    python scripts/bench_area.py [ENGINESxLANES ...] [--set NAME=VALUE ...] [--seeds N] [--readme]
+    python scripts/bench_area.py [ENGINESxLANES ...] [--set NAME=VALUE ...] [--family FAMILY]
+                                 [--seeds N] [--readme]
     python scripts/bench_area.py --fit [--readme]
 
 A cell counts in LUT4-equivalents: 1 for a LUT4, 2 for a CCU2C (two bits of a carry chain), 4 for
 a TRELLIS_DPR16X4 (16 words of 4 bits). The total is that of the flat core. ``--modules`` keeps the
 hierarchy, which costs some LUTs more, and tells where the area goes. With ``--seeds`` the flat core
-is placed and routed so many times; the clock is the median of those. ``--readme`` writes the table
+is placed and routed so many times; the clock is the median of those. ``--family ecp5`` makes
+parts of the core of the FPGA's own blocks, as a board's build does. ``--readme`` writes the table
 into README.md.
 
 ``--fit`` renews the area model, `sparsemac_boards.area`: it synthesizes and packs the cores of
@@ -37,19 +39,17 @@ import numpy as np
 from numpy.typing import NDArray
 from sparsemac.config import CoreConfig
 from sparsemac_boards import area
-from sparsemac_boards.build import find_tools
+from sparsemac_boards.build import DELAY_PS, find_tools
 from sparsemac_boards.soc import UartSoc
 from sparsemac_hw.core import Core
 from sparsemac_hw.emit import CORE_NAME, emit_verilog
+from sparsemac_hw.shared import FAMILIES
 
 log = logging.getLogger("bench_area")
 
 #: Cells that are counted, and LUT4-equivalents of one.
 WEIGHTS = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4}
 CELLS = (*WEIGHTS, "TRELLIS_FF", "MULT18X18D", "DP16KD")
-
-#: The delay that abc9 aims at [ps]; without one it does not trade area for speed at all.
-TARGET_PS = 6667
 
 #: What fits on the device at each size; block memories are the limit.
 SHAPES = ("1x32", "2x32", "2x64")
@@ -110,7 +110,7 @@ def synthesize(tools: dict[str, str], directory: Path, keep_hierarchy: bool) -> 
     # Relative names only: the tools from PyPI see no other folder.
     option = "-noflatten" if keep_hierarchy else ""
     script = (
-        f"read_verilog core.v; scratchpad -set abc9.D {TARGET_PS}; "
+        f"read_verilog core.v; scratchpad -set abc9.D {DELAY_PS}; "
         f"synth_ecp5 -top {CORE_NAME} -abc9 -no-rw-check {option}; "
         f"tee -q -o stat.json stat -json; write_json core.json"
     )
@@ -165,11 +165,13 @@ def measure_clock(tools: dict[str, str], directory: Path, seed: int) -> tuple[fl
 def measure(shape: str, options: argparse.Namespace, tools: dict[str, str]) -> dict[str, Any]:
     """Returns all figures of one shape."""
     config = parse_config(shape, options.set)
-    result: dict[str, Any] = {"shape": shape, "config": config.as_dict(), "macs": config.macs}
+    result: dict[str, Any] = {"shape": shape, "family": options.family,
+                              "config": config.as_dict(), "macs": config.macs}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(options.directory or name) / shape
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "core.v").write_text(emit_verilog(Core(config), CORE_NAME), encoding="utf-8")
+        verilog = emit_verilog(Core(config), CORE_NAME, options.family)
+        (directory / "core.v").write_text(verilog, encoding="utf-8")
         if options.modules:
             start = time.monotonic()
             modules = count_modules(synthesize(tools, directory, keep_hierarchy=True))
@@ -366,6 +368,8 @@ def main() -> int:
     parser.add_argument("shapes", nargs="*", default=SHAPES, metavar="ENGINESxLANES")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="another parameter of the configuration")
+    parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0],
+                        help="whose blocks parts are made of")
     parser.add_argument("--modules", action="store_true", help="tell where the area goes")
     parser.add_argument("--seeds", type=int, default=0, metavar="N",
                         help="place and route so many times")

@@ -75,13 +75,16 @@ def emit_component(
     return paths
 
 
-def emit_verilog(component: wiring.Component, name: str) -> str:
+def emit_verilog(component: wiring.Component, name: str, family: str = "portable") -> str:
     """Returns a component as Verilog with the top module ``name``; ports are ``<member>__<port>``.
+
+    ``family`` is one of `sparsemac_hw.shared.FAMILIES`: for any but the portable one the text has
+    instances of blocks of that family, which simulators need models of.
 
     The default of `verilog.convert` writes absolute source paths; without them and without the
     attributes of the synthesizer the text depends on the design alone.
     """
-    shared = SharedModules()
+    shared = SharedModules(family)
 
     def convert(component: wiring.Component, name: str) -> str:
         return verilog.convert(component, name=name, platform=shared, emit_src=False,

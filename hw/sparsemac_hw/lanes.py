@@ -11,6 +11,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
+from .ecp5 import MEMORY_DEPTHS, Product, RegisteredMemory, is_ecp5
 from .layouts import index_shape, partial_width
 
 __all__ = ["MacLanes"]
@@ -22,7 +23,8 @@ class MacLanes(wiring.Component):
     All lanes read the same word address, each in its own memory, but lane ``v`` does so ``v``
     cycles after lane 0 (the entry travels down the lanes, register to register). The sums of a
     chunk thus leave one lane per cycle, lane 0 first. Each group of lanes has a bus for them that
-    is only an OR: a lane drives zero except in its own cycle. Accumulators need no clear cycle:
+    is only an OR: a lane drives zero except in its own cycle. It comes from no flip-flop; whoever
+    takes the sums has one. Accumulators need no clear cycle:
     they restart from zero behind ``i_end``. They are as narrow as a chunk allows, for this is the
     part that there is once per lane; `RowSum` adds the chunks of a row up, once per bus.
 
@@ -99,17 +101,16 @@ class MacLanes(wiring.Component):
                  "last": self.i_last}
         lanes = []
         for v in range(self._config.lanes):
-            lanes.append(self._lane(m, v, stage))
+            lanes.append(self._lane(m, v, stage, platform))
             stage = self._delay(m, v, stage)
         group = self._config.shortest_row_cycles
         for b in range(self._config.sum_buses):
             shadows, stays, lasts = zip(*lanes[b * group : (b + 1) * group], strict=True)
-            sums = Signal(signed(partial_width(self._config)), name=f"sums_{b}")
-            m.d.sync += [sums.eq(reduce(or_, shadows)), self.o_valid[b].eq(~Cat(stays).all())]
+            m.d.comb += self.o_acc[b].eq(reduce(or_, shadows))
+            m.d.sync += self.o_valid[b].eq(~Cat(stays).all())
             # The sums of a chunk follow one another: what the first lane knows holds for all.
             with m.If(~stays[0]):
                 m.d.sync += self.o_last[b].eq(lasts[0])
-            m.d.comb += self.o_acc[b].eq(sums)
         return m
 
     def _delay(self, m: Module, v: int, stage: dict[str, Any]) -> dict[str, Any]:
@@ -122,14 +123,55 @@ class MacLanes(wiring.Component):
             m.d.sync += later[name].eq(signal)
         return later
 
-    def _lane(self, m: Module, v: int, stage: dict[str, Any]) -> tuple[Signal, Signal, Signal]:
-        """Returns the sum (0 if there is none), whether there is none, and whether it is last."""
-        config = self._config
-        width = partial_width(config)
-        words = config.line_words
-        memory = Memory(shape=unsigned(8 * words), depth=config.act_depth // words, init=[])
+    def _lane(
+        self, m: Module, v: int, stage: dict[str, Any], platform: object
+    ) -> tuple[Signal, Signal, Signal]:
+        """Returns the sum (0 if there is none) and, a cycle before, the bits that tell of it.
+
+        They are whether there is none, and whether it is last.
+        """
+        width = partial_width(self._config)
+        activation = self._read(m, v, stage, platform)
+        absent = self._after(m, f"absent_read_{v}", stage["absent"])
+        weight_read = self._after(m, f"weight_read_{v}", stage["weight"])
+        weight = Signal(signed(8), name=f"weight_now_{v}", reset_less=True)
+        product = self._multiply(m, v, activation, weight, platform)
+        acc = Signal(signed(width), name=f"acc_{v}", reset_less=True)
+        shadow = Signal(signed(width), name=f"shadow_{v}", reset_less=True)
+        total = Signal(signed(width), name=f"total_{v}")
+        m.d.comb += total.eq(acc + product)
+        m.d.sync += [weight.eq(weight_read), acc.eq(total), shadow.eq(total)]
+        stays, restarts, last = stage["stays"], stage["restarts"], stage["last"]
+        for k in range(1, 5):
+            stays = self._after(m, f"stays_{k}_{v}", stays, init=1)
+            restarts = self._after(m, f"restarts_{k}_{v}", restarts)
+            last = self._after(m, f"last_{k}_{v}", last)
+        # Synchronous clears, so that the flip-flops' own reset does them without a LUT.
+        with m.If(absent):
+            m.d.sync += weight.eq(0)
+        with m.If(restarts):
+            m.d.sync += acc.eq(0)
+        with m.If(stays):
+            m.d.sync += shadow.eq(0)
+        return shadow, stays, last
+
+    def _read(self, m: Module, v: int, stage: dict[str, Any], platform: object) -> Value:
+        """The activation of an entry, two cycles later; that of no entry can be anything."""
+        words = self._config.line_words
+        depth = self._config.act_depth // words
+        w_en, w_data = self._written(v)
+        if is_ecp5(platform) and words == 1 and depth in MEMORY_DEPTHS:
+            block = RegisteredMemory(8, depth)
+            m.submodules[f"activations_{v}"] = block
+            m.d.comb += [
+                block.r_addr.eq(stage["addr"]), block.w_en.eq(w_en),
+                block.w_addr.eq(self.w_line), block.w_data.eq(w_data),
+            ]
+            return block.r_data.as_signed()
+        memory = Memory(shape=unsigned(8 * words), depth=depth, init=[])
         m.submodules[f"activations_{v}"] = memory
-        self._connect_write(m, v, memory)
+        write = memory.write_port()
+        m.d.comb += [write.data.eq(w_data), write.addr.eq(self.w_line), write.en.eq(w_en)]
         read = memory.read_port()
         # A register of its own: reading the memory takes most of a cycle, multiplying another.
         activation = Signal(signed(8), name=f"activation_{v}", reset_less=True)
@@ -146,33 +188,30 @@ class MacLanes(wiring.Component):
                 activation.eq(read.data.word_select(pick, 8)),
             ]
         m.d.comb += read.en.eq(stage["valid"])
+        return activation
 
-        absent = self._after(m, f"absent_read_{v}", stage["absent"])
-        weight_read = self._after(m, f"weight_read_{v}", stage["weight"])
-        weight = Signal(signed(8), name=f"weight_now_{v}", reset_less=True)
+    def _written(self, v: int) -> tuple[Value, Value]:
+        """Whether a beat has words for a lane's memory, and the line of them."""
+        config = self._config
+        sub, place = divmod(v, min(config.lanes, config.bus_bytes))
+        # Byte `lane` of each word in the beat: words of `lanes` bytes follow one another.
+        bytes_ = (k * config.lanes + place for k in range(config.line_words))
+        line = [self.w_data[8 * byte : 8 * byte + 8] for byte in bytes_]
+        return self.w_en & (self.w_sub == sub), Cat(line)
+
+    @staticmethod
+    def _multiply(
+        m: Module, v: int, activation: Value, weight: Signal, platform: object
+    ) -> Value:
+        """The product, two cycles later: the way to the multiplier takes one of them."""
+        if is_ecp5(platform):
+            m.submodules[f"product_{v}"] = block = Product(8, 8, is_signed=True)
+            m.d.comb += [block.i_a.eq(activation), block.i_b.eq(weight)]
+            return block.o
+        a, b = MacLanes._after(m, f"a_{v}", activation), MacLanes._after(m, f"b_{v}", weight)
         product = Signal(signed(16), name=f"product_{v}", reset_less=True)
-        acc = Signal(signed(width), name=f"acc_{v}", reset_less=True)
-        shadow = Signal(signed(width), name=f"shadow_{v}", reset_less=True)
-        total = Signal(signed(width), name=f"total_{v}")
-        m.d.comb += total.eq(acc + product)
-        m.d.sync += [
-            weight.eq(weight_read), product.eq(activation * weight),
-            acc.eq(total), shadow.eq(total),
-        ]
-        stays, restarts, last = stage["stays"], stage["restarts"], stage["last"]
-        for k in range(1, 4):
-            stays = self._after(m, f"stays_{k}_{v}", stays, init=1)
-            restarts = self._after(m, f"restarts_{k}_{v}", restarts)
-            last = self._after(m, f"last_{k}_{v}", last)
-        # Synchronous clears, so that the flip-flops' own reset does them without a LUT.
-        with m.If(absent):
-            m.d.sync += weight.eq(0)
-        with m.If(restarts):
-            m.d.sync += acc.eq(0)
-        with m.If(stays):
-            m.d.sync += shadow.eq(0)
-        stays = self._after(m, f"stays_4_{v}", stays, init=1)
-        return shadow, stays, self._after(m, f"last_4_{v}", last)
+        m.d.sync += product.eq(a * b)
+        return product
 
     @staticmethod
     def _after(m: Module, name: str, value: Value, init: int | None = None) -> Signal:
@@ -180,17 +219,3 @@ class MacLanes(wiring.Component):
         later = Signal(value.shape(), name=name, init=init or 0, reset_less=init is None)
         m.d.sync += later.eq(value)
         return later
-
-    def _connect_write(self, m: Module, v: int, memory: Memory) -> None:
-        config = self._config
-        write = memory.write_port()
-        lanes_per_beat = min(config.lanes, config.bus_bytes)
-        sub, place = divmod(v, lanes_per_beat)
-        # Byte `lane` of each word in the beat: words of `lanes` bytes follow one another.
-        for k in range(config.line_words):
-            byte = k * config.lanes + place
-            m.d.comb += write.data[8 * k : 8 * k + 8].eq(self.w_data[8 * byte : 8 * byte + 8])
-        m.d.comb += [
-            write.addr.eq(self.w_line),
-            write.en.eq(self.w_en & (self.w_sub == sub)),
-        ]

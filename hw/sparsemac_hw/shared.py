@@ -14,11 +14,19 @@ from amaranth.hdl import ClockSignal, Instance, ResetInserter, ResetSignal, Sign
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-__all__ = ["SharedModules", "instance_of"]
+__all__ = ["FAMILIES", "SharedModules", "instance_of"]
+
+#: What a design can be elaborated for: anything, or an FPGA whose own blocks parts are made of.
+FAMILIES = ("portable", "ecp5")
 
 
 class SharedModules:
     """The modules that instances refer to; pass it as the platform.
+
+    Parameters
+    ----------
+    family : str         One of `FAMILIES`; parts ask the platform for it, as they ask that of a
+                         board.
 
     Attributes
     ----------
@@ -26,7 +34,10 @@ class SharedModules:
                          these too.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, family: str = "portable") -> None:
+        if family not in FAMILIES:
+            raise ValueError(f"family must be one of {', '.join(FAMILIES)}, not {family!r}")
+        self.family = family
         self.components: dict[str, wiring.Component] = {}
 
 

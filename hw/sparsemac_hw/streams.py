@@ -90,18 +90,21 @@ class Queue(wiring.Component):
     """First-in, first-out buffer of a stream.
 
     Up to `DISTRIBUTED_DEPTH` words stand in a memory that is read without a clock (distributed
-    memory); deeper queues, and any with ``block``, use a clocked read (block memory), whose output
-    register holds the oldest word. Neither has a path from ``o.ready`` to ``i.ready`` or from
-    ``i.valid`` to ``o.valid``. To empty a queue at once, wrap it in `ResetInserter`.
+    memory); deeper queues use a clocked read (block memory), which holds the oldest word. One with
+    ``block`` does that at any depth, and has flip-flops behind the memory, for reading that takes
+    most of a cycle. None has a path from ``o.ready`` to ``i.ready`` or from ``i.valid`` to
+    ``o.valid``. To empty a queue at once, wrap it in `ResetInserter`.
 
-    Latency: `latency_cycles` from the transfer on ``i`` to ``o.valid``: 1, or 2 in block memory.
-    Throughput: one word per cycle; one in two cycles if ``depth`` is 1.
+    Latency: `latency_cycles` from the transfer on ``i`` to ``o.valid``: 1, 2 in block memory, 3
+    with ``block``.
+    Throughput: one word per cycle if ``depth`` is more than the latency.
 
     Parameters
     ----------
     shape : ShapeLike     Payload of both streams.
     depth : int           Words that it holds, 1 to 65536.
-    block : bool          Use block memory at any depth: for wide words that can take their time.
+    block : bool          Use block memory at any depth: for wide words that can take their time on
+                          the way, and are wanted early in a cycle.
 
     Members
     -------
@@ -122,6 +125,7 @@ class Queue(wiring.Component):
         self._shape = shape
         self._depth = as_int_in("depth", depth, 1, 65536)
         self._block = block or self._depth > DISTRIBUTED_DEPTH
+        self._registered = block
         super().__init__({
             "i": In(stream.Signature(shape)),
             "o": Out(stream.Signature(shape)),
@@ -136,7 +140,7 @@ class Queue(wiring.Component):
     @property
     def latency_cycles(self) -> int:
         """Cycles from a transfer on ``i`` to the word on ``o``."""
-        return 2 if self._block else 1
+        return 1 + self._block + self._registered
 
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
@@ -149,8 +153,11 @@ class Queue(wiring.Component):
         write = memory.write_port()
         put = Signal()
         take = Signal()
+        # The level is never more than the depth: of a power of two only the highest bit is new.
+        is_power = self._depth & (self._depth - 1) == 0
+        full = self.level[-1] if is_power else self.level == self._depth
         m.d.comb += [
-            self.i.ready.eq(self.level != self._depth),
+            self.i.ready.eq(~full),
             put.eq(self.i.valid & self.i.ready),
             take.eq(self.o.valid & self.o.ready),
             write.data.eq(self.i.payload),
@@ -160,22 +167,37 @@ class Queue(wiring.Component):
         step = Cat(put ^ take, (take & ~put).replicate(len(self.level) - 1))
         m.d.sync += self.level.eq(self.level + step)
         self._step(m, write.addr, put)
-        if not self._block:
+        if self._block:
+            self._read_block(m, memory, take)
+        else:
             read = memory.read_port(domain="comb")
             m.d.comb += [self.o.valid.eq(self.level != 0), self.o.payload.eq(read.data)]
             self._step(m, read.addr, take)
-        else:
-            read = memory.read_port()
-            waiting = Signal()  # a word stands in the memory, beside the one on ``o``
-            m.d.comb += [
-                waiting.eq(self.level != self.o.valid),
-                read.en.eq(waiting & (take | ~self.o.valid)),
-                self.o.payload.eq(read.data),
-            ]
-            with m.If(take | ~self.o.valid):
-                m.d.sync += self.o.valid.eq(waiting)
-            self._step(m, read.addr, read.en)
         return m
+
+    def _read_block(self, m: Module, memory: Memory, take: Signal) -> None:
+        """Drives ``o`` from a memory with a clocked read.
+
+        The word that the memory shows is the one on ``o``, or with flip-flops the one after it.
+        """
+        read = memory.read_port()
+        vacant = Signal()  # the next word can come onto ``o``
+        waiting = Signal()  # a word stands in the memory, and has not been read
+        m.d.comb += vacant.eq(take | ~self.o.valid)
+        shown, leaves, read_count = self.o.valid, vacant, self.o.valid
+        if self._registered:
+            shown, leaves = Signal(), Signal()
+            word = Signal.like(Value.cast(read.data), reset_less=True)
+            m.d.comb += [leaves.eq(vacant | ~shown), Value.cast(self.o.payload).eq(word)]
+            with m.If(vacant):
+                m.d.sync += [self.o.valid.eq(shown), word.eq(read.data)]
+            read_count = Cat(self.o.valid ^ shown, self.o.valid & shown)
+        else:
+            m.d.comb += self.o.payload.eq(read.data)
+        m.d.comb += [waiting.eq(self.level != read_count), read.en.eq(waiting & leaves)]
+        with m.If(leaves):
+            m.d.sync += shown.eq(waiting)
+        self._step(m, read.addr, read.en)
 
     def _step(self, m: Module, port_address: Value, enable: Value) -> None:
         """Drives the address of a memory port from a pointer that moves on with ``enable``."""

@@ -59,12 +59,15 @@ class RowSum(wiring.Component):
         group, width = self._config.shortest_row_cycles, self._config.acc_width
         m.submodules.kept = kept = Memory(
             shape=signed(width), depth=max(2, group), init=[], attrs={"ram_style": "block"})
-        read, write = kept.read_port(domain="comb"), kept.write_port()
-        lane = Signal(index_shape(group))
+        # Read a cycle ahead, so that there is a register behind the slow memory, too. What is to be
+        # read has been written by then, for sums of one lane are four cycles apart.
+        read, write = kept.read_port(), kept.write_port()
+        lane, lane_next = Signal(index_shape(group)), Signal(index_shape(group))
         is_first = Signal(init=1)  # the chunk is its row's first
-        m.d.comb += read.addr.eq(lane)
+        m.d.comb += [lane_next.eq(lane), read.addr.eq(lane_next)]
+        m.d.sync += lane.eq(lane_next)
         with m.If(self.i_valid):
-            m.d.sync += lane.eq((lane + 1) & (group - 1))
+            m.d.comb += lane_next.eq((lane + 1) & (group - 1))
             with m.If(lane == group - 1):
                 m.d.sync += is_first.eq(self.i_last)
 

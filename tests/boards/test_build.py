@@ -118,6 +118,12 @@ def test_oscillator_is_constrained_and_the_clock_is_the_pll(plan):
     assert "FREQUENCY NET" not in text  # it would name a net that nextpnr does not know
 
 
+def test_core_is_made_of_the_blocks_of_the_fpga(plan):
+    text = plan.files["top.il"]
+    text = text if isinstance(text, str) else text.decode()
+    assert text.count("cell \\MULT18X18D ") == SMALLEST.macs
+
+
 def test_files_name_no_path_of_the_machine(plan, tmp_path):
     for name, content in plan.files.items():
         text = content if isinstance(content, str) else content.decode()

@@ -3,10 +3,12 @@ import random
 
 import numpy as np
 import pytest
+from amaranth.hdl import Module
 from sparsemac.config import CoreConfig
 from sparsemac_hw.lanes import MacLanes
 from sparsemac_hw.layouts import chunk_entries
 from sparsemac_hw.testing import simulate
+from support.ecp5_twins import WithTwins
 
 
 def loaded(config, activations):
@@ -143,3 +145,53 @@ def test_flush_forgets_a_sum_that_is_not_complete():
 
     simulate(dut, drive)
     assert sums == [7 * 2, 7 * 1]
+
+
+@pytest.mark.parametrize(("lanes", "bus_width", "act_depth", "blocks"), [
+    (8, 64, 256, 16), (16, 32, 4096, 48), (4, 64, 256, 4), (8, 64, 64, 8),
+])
+def test_blocks_of_an_ecp5_change_nothing(lanes, bus_width, act_depth, blocks):
+    seed = lanes + bus_width + act_depth
+    print("seed", seed)
+    rng = random.Random(seed)
+    config = CoreConfig(engines=1, lanes=lanes, act_depth=act_depth, bus_width=bus_width,
+                        fifo_depth=64)
+    portable, special = MacLanes(config), MacLanes(config)
+    twins = WithTwins(special)
+    m = Module()
+    m.submodules.portable, m.submodules.twins = portable, twins
+    lines = act_depth // config.line_words
+    half = lines // 2  # one half is written while the other one is read
+    cycles = [0]
+
+    async def bench(ctx):
+        since_end = 0
+        for k in range(600):
+            since_end += 1
+            writes = k // 300
+            ends = since_end >= config.shortest_row_cycles and rng.random() < 0.3
+            address = rng.randrange(half * config.line_words)
+            values = {
+                "i_valid": rng.random() < 0.8, "i_addr": address,
+                "i_weight": rng.randrange(-128, 128), "i_end": ends, "i_last": rng.random() < 0.5,
+                "i_flush": 0, "w_en": rng.random() < 0.7, "w_line": rng.randrange(half),
+                "w_sub": rng.randrange(config.word_beats), "w_data": rng.getrandbits(bus_width),
+            }
+            values["i_addr"] += (1 - writes) * half * config.line_words
+            values["w_line"] += writes * half
+            if ends and values["i_valid"]:
+                since_end = 0
+            if rng.random() < 0.02:
+                values |= {"i_valid": 0, "i_flush": 1}
+            for name, value in values.items():
+                ctx.set(getattr(portable, name), value)
+                ctx.set(getattr(special, name), value)
+            await ctx.tick()
+            for name in ("o_valid", "o_last", "o_acc"):
+                for one, other in zip(getattr(portable, name), getattr(special, name), strict=True):
+                    assert ctx.get(one) == ctx.get(other), (name, k)
+            cycles[0] += bool(ctx.get(portable.o_acc[0]))
+
+    simulate(m, bench)
+    assert cycles[0] > 20
+    assert len(twins.replaced) == blocks

@@ -30,13 +30,17 @@ class CheckedQueue(Queue):
         return m
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 8, 16, 31, 33, 64, 100])
+DEPTHS = [*((depth, False) for depth in (1, 2, 3, 8, 16, 31, 33, 64, 100)),
+          *((depth, True) for depth in (1, 2, 3, 16, 33))]
+
+
+@pytest.mark.parametrize(("depth", "block"), DEPTHS)
 @pytest.mark.parametrize("stalls", [(0, 0), (0.5, 0.1), (0.1, 0.6), (0.4, 0.4)])
-def test_queue_keeps_every_word_in_order(depth, stalls):
+def test_queue_keeps_every_word_in_order(depth, block, stalls):
     print(f"seed {SEED}")
     rng = random.Random(SEED)
     words = [rng.randrange(256) for _ in range(3 * depth + 40)]
-    dut = CheckedQueue(PAIR, depth)
+    dut = CheckedQueue(PAIR, depth, block)
 
     async def source(ctx):
         bits = [data.Const(PAIR, word) for word in words]
@@ -51,9 +55,10 @@ def test_queue_keeps_every_word_in_order(depth, stalls):
     simulate(dut, source, sink)
 
 
+@pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize("depth", [1, 5, 16, 40])
-def test_queue_holds_depth_words_and_counts_them(depth):
-    dut = Queue(16, depth)
+def test_queue_holds_depth_words_and_counts_them(depth, block):
+    dut = Queue(16, depth, block)
 
     async def bench(ctx):
         for n in range(depth):
@@ -69,9 +74,11 @@ def test_queue_holds_depth_words_and_counts_them(depth):
     simulate(dut, bench)
 
 
-@pytest.mark.parametrize("depth", [2, 32, 64])
-def test_queue_has_stated_latency_and_full_rate(depth):
-    dut = Queue(16, depth)
+@pytest.mark.parametrize(("depth", "block"), [
+    (2, False), (32, False), (64, False), (4, True), (16, True), (32, True),
+])
+def test_queue_has_stated_latency_and_full_rate(depth, block):
+    dut = Queue(16, depth, block)
 
     async def bench(ctx):
         ctx.set(dut.o.ready, 1)

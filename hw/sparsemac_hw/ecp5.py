@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts made of an ECP5's own blocks, with the registers inside those blocks.
+
+What yosys makes of the portable form has them outside: a block memory takes 5.8 ns then, and the
+way to a register comes on top; a multiplier takes 3.9 ns, and there is a way at either end. With
+the registers inside it is 1 ns behind a memory's, 0.1 ns in front of a multiplier's and less than
+1 ns behind it (speed grade 6, Project Trellis' cell timings).
+
+Two products in one multiplier are not to be had here. The blocks are 18 x 18 bits or twice 9 x 9
+(Lattice FPGA-TN-02205, section 2): 27 x 18, on which two int8 lanes could share a weight, is no
+mode of theirs; 9 x 9 (MULT9X9D) is unknown to nextpnr, as are cascades. Two int4 products need
+activations of int4, for int8 ones times int4 are 12 bits each, and a pair of them more than 18 bits
+of operand; the core's activations are int8.
+
+`tests/support/ecp5_twins.py` says what the blocks do, for simulators: yosys has black boxes only.
+"""
+
+from amaranth.hdl import Cat, ClockSignal, Const, Instance, Module, Signal, Value, signed
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from sparsemac._checks import as_int_in
+
+__all__ = ["MEMORY_DEPTHS", "Product", "RegisteredMemory", "is_ecp5"]
+
+#: Bits of a word of a DP16KD by the words it has (Lattice FPGA-TN-02204, table 2.2), of widths that
+#: need no byte enables.
+_WORD_BITS = {2048: 9, 4096: 4, 8192: 2, 16384: 1}
+
+#: Depths of memories that a row of DP16KDs holds, and that yosys would not put into LUTs.
+MEMORY_DEPTHS = range(256, max(_WORD_BITS) + 1)
+
+#: Address bits of a DP16KD; wider words leave the lowest unused.
+_ADDRESS_BITS = 14
+
+#: Operand bits of a MULT18X18D.
+_OPERAND_BITS = 18
+
+
+def is_ecp5(platform: object) -> bool:
+    """Whether what is being elaborated is for an ECP5.
+
+    Amaranth's platforms of Lattice's parts say so, and a `sparsemac_hw.shared.SharedModules` does.
+    """
+    return getattr(platform, "family", None) == "ecp5"
+
+
+def _inputs(name: str, count: int, value: Value | None = None) -> dict[str, Value]:
+    """One-bit inputs ``<name>0`` ... of a block; those beyond the value are tied to 0."""
+    width = 0 if value is None else len(value)
+    return {f"i_{name}{i}": value[i] if value is not None and i < width else Const(0)
+            for i in range(count)}
+
+
+def _outputs(name: str, value: Signal) -> dict[str, Value]:
+    """One-bit outputs ``<name>0`` ... of a block."""
+    return {f"o_{name}{i}": value[i] for i in range(len(value))}
+
+
+class RegisteredMemory(wiring.Component):
+    """A memory of one write port and one read port, the latter with a register behind it.
+
+    It starts with zeros. What a word reads as in the cycle in which it is written is not defined.
+
+    Latency: `LATENCY_CYCLES` from ``r_addr`` to ``r_data``. Throughput: one read and one write per
+    cycle.
+
+    Parameters
+    ----------
+    width : int    Bits of a word.
+    depth : int    Words, one of `MEMORY_DEPTHS`.
+
+    Members
+    -------
+    r_addr : In, r_data : Out(width)
+    w_en, w_addr, w_data : In
+    """
+
+    LATENCY_CYCLES = 2
+
+    r_addr: Signal
+    r_data: Signal
+    w_en: Signal
+    w_addr: Signal
+    w_data: Signal
+
+    def __init__(self, width: int, depth: int) -> None:
+        self._width = as_int_in("width", width, 1, 1024)
+        self._depth = as_int_in("depth", depth, MEMORY_DEPTHS.start, MEMORY_DEPTHS.stop - 1)
+        address = range(self._depth)
+        super().__init__({
+            "r_addr": In(address),
+            "r_data": Out(self._width),
+            "w_en": In(1),
+            "w_addr": In(address),
+            "w_data": In(self._width),
+        })
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        words, bits = next(mode for mode in _WORD_BITS.items() if mode[0] >= self._depth)
+        lowest = _ADDRESS_BITS - (words - 1).bit_length()
+        for k, first in enumerate(range(0, self._width, bits)):
+            data = self.w_data[first : first + bits]
+            output = Signal(bits, name=f"output_{k}")
+            # The read port is always enabled: whether its register would wait for CEB, too, need
+            # not be known then.
+            m.submodules[f"block_{k}"] = Instance(
+                "DP16KD",
+                p_DATA_WIDTH_A=bits, p_DATA_WIDTH_B=bits, p_REGMODE_A="NOREG",
+                p_REGMODE_B="OUTREG", p_RESETMODE="SYNC", p_ASYNC_RESET_RELEASE="SYNC",
+                p_WRITEMODE_A="NORMAL", p_WRITEMODE_B="NORMAL", p_CSDECODE_A="0b000",
+                p_CSDECODE_B="0b000", p_GSR="DISABLED",
+                i_CLKA=ClockSignal(), i_CEA=Const(1), i_OCEA=Const(1), i_RSTA=Const(0),
+                i_WEA=self.w_en,
+                i_CLKB=ClockSignal(), i_CEB=Const(1), i_OCEB=Const(1), i_RSTB=Const(0),
+                i_WEB=Const(0),
+                **_inputs("CSA", 3), **_inputs("CSB", 3),
+                **_inputs("ADA", _ADDRESS_BITS, Cat(Const(0, lowest), self.w_addr)),
+                **_inputs("ADB", _ADDRESS_BITS, Cat(Const(0, lowest), self.r_addr)),
+                **_inputs("DIA", bits, data),
+                **_outputs("DOB", output),
+            )
+            m.d.comb += self.r_data[first : first + bits].eq(output)
+        return m
+
+
+class Product(wiring.Component):
+    """The product of two numbers, with a multiplier's registers in front of it and behind it.
+
+    Latency: `LATENCY_CYCLES`. Throughput: one product per cycle.
+    Exact for: all operands.
+
+    Parameters
+    ----------
+    a_width, b_width : int    Bits of the operands, 1 to 18.
+    is_signed : bool          Operands and product are signed.
+
+    Members
+    -------
+    i_a : In(a_width), i_b : In(b_width)
+    o : Out(a_width + b_width)
+    """
+
+    LATENCY_CYCLES = 2
+
+    i_a: Signal
+    i_b: Signal
+    o: Signal
+
+    def __init__(self, a_width: int, b_width: int, is_signed: bool) -> None:
+        self._is_signed = is_signed
+        widths = (as_int_in("a_width", a_width, 1, _OPERAND_BITS),
+                  as_int_in("b_width", b_width, 1, _OPERAND_BITS))
+        a, b, product = (
+            signed(width) if is_signed else width for width in (*widths, sum(widths)))
+        super().__init__({"i_a": In(a), "i_b": In(b), "o": Out(product)})
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        # The operands stand at the upper end: a sign would have to be routed to every pin above.
+        below = [_OPERAND_BITS - len(operand) for operand in (self.i_a, self.i_b)]
+        a, b = (Cat(Const(0, zeros), operand)
+                for zeros, operand in zip(below, (self.i_a, self.i_b), strict=True))
+        product = Signal(2 * _OPERAND_BITS)
+        m.d.comb += self.o.eq(product[sum(below) :])
+        sign = Const(self._is_signed, 1)
+        m.submodules.block = Instance(
+            "MULT18X18D",
+            p_REG_INPUTC_CLK="NONE", p_REG_PIPELINE_CLK="NONE", **{
+                f"p_REG_{stage}_{pin}": f"{pin}0"
+                for stage in ("INPUTA", "INPUTB", "OUTPUT") for pin in ("CLK", "CE", "RST")
+            },
+            p_RESETMODE="SYNC", p_GSR="DISABLED",
+            i_CLK0=ClockSignal(), i_CE0=Const(1), i_RST0=Const(0),
+            i_SIGNEDA=sign, i_SIGNEDB=sign, i_SOURCEA=Const(0), i_SOURCEB=Const(0),
+            **_inputs("A", _OPERAND_BITS, a), **_inputs("B", _OPERAND_BITS, b),
+            **_inputs("C", _OPERAND_BITS), **_outputs("P", product),
+        )
+        return m

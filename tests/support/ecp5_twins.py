@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an ECP5's blocks do, for simulators: yosys knows them as black boxes only.
+
+Written after Lattice's guides (FPGA-TN-02204 for memories, FPGA-TN-02205 for multipliers), not
+after the parts that use the blocks. Where those leave something open, a twin does what serves a
+design least: a word read while it is written is wrong, and an output register waits for both of
+its enables.
+"""
+
+from types import SimpleNamespace
+
+from amaranth.hdl import Cat, Const, Elaboratable, Fragment, Instance, Module, Signal, signed
+from amaranth.lib.memory import Memory
+
+__all__ = ["ECP5", "WithTwins"]
+
+#: A platform of that family.
+ECP5 = SimpleNamespace(family="ecp5")
+
+
+class WithTwins(Elaboratable):
+    """An elaboratable made for an ECP5, with a twin in place of each block.
+
+    Attributes
+    ----------
+    replaced : list of str    Types of the blocks, after elaboration.
+    """
+
+    def __init__(self, elaboratable):
+        self._elaboratable = elaboratable
+        self.replaced = []
+
+    def elaborate(self, platform):
+        fragment = Fragment.get(self._elaboratable, ECP5)
+        self._replace(fragment)
+        return fragment
+
+    def _replace(self, fragment):
+        for i, (part, name, place) in enumerate(fragment.subfragments):
+            if isinstance(part, Instance) and part.type in _TWINS:
+                twin = Fragment.get(_TWINS[part.type](part), None)
+                fragment.subfragments[i] = (twin, name, place)
+                self.replaced.append(part.type)
+            else:
+                self._replace(part)
+
+
+class _Twin(Elaboratable):
+    """A block's parameters and ports; what it does not model must be left at its default."""
+
+    DEFAULTS = {}
+    IGNORED = ("GSR", "ASYNC_RESET_RELEASE")
+
+    def __init__(self, instance):
+        unknown = set(instance.parameters) - set(self.DEFAULTS) - set(self.IGNORED)
+        assert not unknown, f"{instance.type}: no such parameters: {unknown}"
+        self.parameters = {**self.DEFAULTS, **instance.parameters}
+        self._ports = {name: value for name, (value, _) in instance.ports.items()}
+
+    def pin(self, name):
+        return self._ports.get(name, Const(0, 1))
+
+    def bus(self, name, count):
+        return Cat(self.pin(f"{name}{i}") for i in range(count))
+
+    def is_tied(self, *names):
+        return all(isinstance(self.pin(n), Const) and self.pin(n).value == 0 for n in names)
+
+    def drive(self, m, name, count, value):
+        for i in range(count):
+            if f"{name}{i}" in self._ports:
+                m.d.comb += self._ports[f"{name}{i}"].eq(value[i])
+
+
+class _Memory(_Twin):
+    """DP16KD: port A writes, port B reads; both words are of one width."""
+
+    DEFAULTS = {
+        "DATA_WIDTH_A": 18, "DATA_WIDTH_B": 18, "REGMODE_A": "NOREG", "REGMODE_B": "NOREG",
+        "RESETMODE": "SYNC", "WRITEMODE_A": "NORMAL", "WRITEMODE_B": "NORMAL",
+        "CSDECODE_A": "0b000", "CSDECODE_B": "0b000",
+    }
+    #: By the width of a word, the lowest address bit that counts.
+    LOWEST = {1: 0, 2: 1, 4: 2, 9: 3}
+
+    def elaborate(self, platform):
+        m = Module()
+        width = self.parameters["DATA_WIDTH_A"]
+        assert width == self.parameters["DATA_WIDTH_B"] and self.parameters["REGMODE_A"] == "NOREG"
+        assert self.is_tied("RSTA", "RSTB", "WEB", *(f"CS{p}{i}" for p in "AB" for i in range(3)))
+        lowest = self.LOWEST[width]
+        written, read = self.bus("ADA", 14)[lowest:], self.bus("ADB", 14)[lowest:]
+        m.submodules.memory = memory = Memory(
+            shape=width, depth=1 << 14 - lowest, init=[])
+        write, word = memory.write_port(), memory.read_port(domain="comb")
+        enable_a, enable_b = self.pin("CEA") & self.pin("WEA"), self.pin("CEB")
+        latch = Signal(width, reset_less=True)
+        m.d.comb += [
+            write.addr.eq(written), write.data.eq(self.bus("DIA", width)), write.en.eq(enable_a),
+            word.addr.eq(read),
+        ]
+        with m.If(enable_b):
+            m.d.sync += latch.eq(word.data)
+            with m.If(enable_a & (written == read)):
+                m.d.sync += latch.eq(~word.data)
+        output = latch
+        if self.parameters["REGMODE_B"] == "OUTREG":
+            output = Signal(width, reset_less=True)
+            with m.If(enable_b & self.pin("OCEB")):
+                m.d.sync += output.eq(latch)
+        self.drive(m, "DOB", width, output)
+        return m
+
+
+class _Multiplier(_Twin):
+    """MULT18X18D with registers on CLK0 or without; operands from its own pins."""
+
+    DEFAULTS = {
+        "REG_INPUTA_CLK": "NONE", "REG_INPUTB_CLK": "NONE", "REG_INPUTC_CLK": "NONE",
+        "REG_PIPELINE_CLK": "NONE", "REG_OUTPUT_CLK": "NONE", "RESETMODE": "SYNC",
+        **{f"REG_{stage}_{pin}": f"{pin}0" for stage in ("INPUTA", "INPUTB", "PIPELINE", "OUTPUT")
+           for pin in ("CE", "RST")},
+    }
+
+    def elaborate(self, platform):
+        m = Module()
+        assert self.is_tied("SOURCEA", "SOURCEB", "RST0", *(f"C{i}" for i in range(18)))
+        a = self._registered(m, "INPUTA", self._operand(m, "A"))
+        b = self._registered(m, "INPUTB", self._operand(m, "B"))
+        product = self._registered(m, "PIPELINE", a * b)
+        self.drive(m, "P", 36, self._registered(m, "OUTPUT", product))
+        return m
+
+    def _operand(self, m, name):
+        """The operand, signed in any case: an unsigned one has a zero above it."""
+        pins = self.bus(name, 18)
+        operand = Signal(signed(19), name=name.lower())
+        m.d.comb += operand.eq(Cat(pins, pins[17] & self.pin(f"SIGNED{name}")))
+        return operand
+
+    def _registered(self, m, stage, value):
+        clock = self.parameters[f"REG_{stage}_CLK"]
+        assert clock in ("NONE", "CLK0"), clock
+        if clock == "NONE":
+            return value
+        register = Signal(value.shape(), name=stage.lower(), reset_less=True)
+        with m.If(self.pin("CE0")):
+            m.d.sync += register.eq(value)
+        return register
+
+
+_TWINS = {"DP16KD": _Memory, "MULT18X18D": _Multiplier}
