@@ -322,8 +322,8 @@ class _Chooser:
             costs = self.costs(p, tiling.blocks)
             store = np.zeros(len(p.inputs))
             store[-1] = costs.rows * row_store_cycles(tiling, self.target, config)
-            unpacking = costs.entries * self.entry.unpacking(tiling.positions) + costs.headers
-            busy = np.maximum(costs.cycles * tiling.positions, unpacking)
+            busy = np.maximum(costs.cycles * tiling.positions,
+                              costs.unpacking(self.entry, tiling.positions))
             took.append(np.tile(np.maximum(busy, store) + EXEC_OVERHEAD_CYCLES, parts))
             beats.append(np.tile(costs.beats, parts))
             words = np.array([i.stop - i.start for i in p.inputs]) * line

@@ -62,25 +62,29 @@ class EntryCost:
 
     Attributes
     ----------
-    bits, cycles : float    In the stream, and to be unpacked, in the format of fewest bits.
-    fastest : float         Cycles to be unpacked in the fastest format.
+    bits : float              In the stream, in the format of fewest bits.
+    cycles : tuple of float   To be unpacked, in each format, that of fewest bits first.
     """
 
     bits: float
-    cycles: float
-    fastest: float = 1.0
+    cycles: tuple[float, ...] = (1.0,)
 
-    def unpacking(self, positions: int) -> float:
-        """Cycles to be unpacked in the format that `BlockCost.choose` takes if compute limits."""
-        return self.cycles if self.cycles <= positions else self.fastest
+    def unpacking(self, positions: int, header: float) -> float:
+        """Cycles to be unpacked in the first format that compute hides, else in the fastest.
+
+        So `BlockCost.choose` takes them, but for the bus. ``header`` are the cycles of a row's
+        header for each of its entries.
+        """
+        hidden = (cycles for cycles in self.cycles if cycles + header <= positions)
+        return next(hidden, min(self.cycles))
 
     @classmethod
     def of(cls, csr: Csr, weight_bits: int) -> "EntryCost":
-        """Returns the costs in the format of fewest bits."""
+        """Returns the costs of a matrix."""
         csr, duplicates = merge_duplicates(csr, weight_bits)
-        costs = format_costs(csr, weight_bits, duplicates)
-        least, nnz = min(costs, key=lambda cost: cost.bits), max(csr.nnz, 1)
-        return cls(least.bits / nnz, 1 + least.lost / nnz)
+        costs = sorted(format_costs(csr, weight_bits, duplicates), key=lambda cost: cost.bits)
+        nnz = max(csr.nnz, 1)
+        return cls(costs[0].bits / nnz, tuple(1 + cost.lost / nnz for cost in costs))
 
 
 class BlockCost:

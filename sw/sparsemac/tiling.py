@@ -198,6 +198,11 @@ class ExecCosts:
     rows: int
     longest: int
 
+    def unpacking(self, entry: EntryCost, positions: int) -> NDArray[np.float64]:
+        """(tiles,) cycles to unpack them once, if the largest EXEC has so many positions."""
+        header = self.headers / max(1.0, float(self.entries.mean()))
+        return self.entries * entry.unpacking(positions, header) + self.headers
+
 
 def share_out(counts: NDArray[np.int64], config: CoreConfig, entry: EntryCost, row_bits: int,
               blocks: int = 1) -> ExecCosts:
@@ -277,8 +282,7 @@ def estimate(tiling: Tiling, csr: Csr, config: CoreConfig, entry: EntryCost, row
     for k, step in enumerate(plan):
         cost, c = costs[step.row_tile], step.column_tile
         store = cost.rows * step.positions * each if c == len(columns) - 1 else 0.0
-        unpacking = cost.entries[c] * entry.unpacking(most) + cost.headers
-        took = max(cost.cycles[c] * step.positions, unpacking, store)
+        took = max(cost.cycles[c] * step.positions, cost.unpacking(entry, most)[c], store)
         line.step(float(took) + EXEC_OVERHEAD_CYCLES, float(cost.beats[c]), loads[k], loads[k + 1])
         read += int(cost.beats[c]) + loads[k]
     return int(max(line.end, read))

@@ -24,7 +24,7 @@ def matrix(rows, cols, density=0.2):
 
 
 def choose(csr, config=CONFIG, positions=10):
-    return choose_tiling(csr, config, positions, entry=EntryCost(12, 1), raw=False)
+    return choose_tiling(csr, config, positions, entry=EntryCost(12), raw=False)
 
 
 def check_cover(tiling, csr, config, positions):
@@ -91,7 +91,7 @@ def test_estimate_grows_with_the_work():
 def test_narrow_bus_is_never_faster():
     csr = matrix(200, 64, 0.1)
     tiling, wide = choose(csr)
-    narrow = estimate(tiling, csr, CONFIG.replace(bus_width=32), EntryCost(12, 1), 32, False)
+    narrow = estimate(tiling, csr, CONFIG.replace(bus_width=32), EntryCost(12), 32, False)
     assert narrow > wide
 
 
@@ -107,7 +107,7 @@ def test_estimate_counts_every_beat_of_the_bus():
     tiling, _ = choose(csr)
     beats = sum(
         s.loads * tiling.positions[s.tile] * 60 * 4 // 8 for s in steps(tiling, 1))
-    assert estimate(tiling, csr, CONFIG, EntryCost(12, 1), 32, False) > beats
+    assert estimate(tiling, csr, CONFIG, EntryCost(12), 32, False) > beats
 
 
 def test_tiling_describes_itself():
@@ -135,9 +135,9 @@ def test_load_holds_up_weights_that_need_most_of_the_bus():
 
 
 def test_costs_are_shared_out_evenly_where_rows_are_alike():
-    costs = share_out(np.full((16, 2), 50), CoreConfig(engines=8, lanes=4), EntryCost(12, 1), 32)
+    costs = share_out(np.full((16, 2), 50), CoreConfig(engines=8, lanes=4), EntryCost(12), 32)
     assert costs.cycles.tolist() == [100, 100]
     assert (costs.rows, costs.longest) == (16, 50)
-    odd = share_out(np.full((9, 1), 50), CoreConfig(engines=8, lanes=4), EntryCost(12, 1), 32)
+    odd = share_out(np.full((9, 1), 50), CoreConfig(engines=8, lanes=4), EntryCost(12), 32)
     assert odd.cycles.tolist() == [100]
-    assert share_out(np.zeros((0, 2), np.int64), CoreConfig(), EntryCost(12, 1), 32).rows == 0
+    assert share_out(np.zeros((0, 2), np.int64), CoreConfig(), EntryCost(12), 32).rows == 0
