@@ -57,7 +57,7 @@ KEYS = {
                 "strip_height",
         Area: "address length writable",
         LayerPlan: "name fmt tiling macs estimated_cycles",
-        StreamFormat: "delta_bits absolute rice weight_bits",
+        StreamFormat: "delta_bits absolute rice weight_bits count_bits offset_bits",
         Tiling: "positions columns row_tiles regions resident rows_per_engine",
         RowTile: "rows replayed",
         ConvTiling: "band blocks width passes regions rows_per_engine",
