@@ -46,7 +46,7 @@ class Unpacker(wiring.Component):
     before it is asked for.
 
     Throughput: one entry, filler or header word per cycle; 2 cycles are lost behind a row. Of
-    Rice-coded gaps a cycle passes over two zeros of a mask; a mask takes `MASK_CYCLES`.
+    Rice-coded gaps a cycle passes over two zeros of a mask; a mask takes four.
 
     Members
     -------
@@ -70,9 +70,6 @@ class Unpacker(wiring.Component):
     done: Signal
     filler: Signal
     fault: Signal
-
-    #: Cycles in which no entry is asked for when the ones of a mask are used up.
-    MASK_CYCLES = 4
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config

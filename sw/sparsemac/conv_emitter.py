@@ -10,13 +10,11 @@ from .commands import Exec, Load, OutputMode, Shift, StreamFormat
 from .conv import ConvLayer
 from .conv_tiling import ConvTiling, ConvView, Pass, choose_conv_tiling, row_store_cycles
 from .csr import Csr
-from .emitter import MAX_LINE_BEATS, Builder, LayerPlan, header_bits, interleave
+from .emitter import MAX_LINE_BEATS, Builder, LayerPlan, interleave, row_bits
 from .layout import Tensor
 from .numerics import check_no_overflow
 from .schedule import BlockCost, EntryCost, balance_tiles
 from .stream import (
-    BIAS_BITS,
-    SCALE_BITS,
     PackedStreams,
     pack,
 )
@@ -71,12 +69,10 @@ class ConvCompiler:
         self.source, self.target = source, target
         self.view = ConvView(layer, source, build.config)
         self.geometry = self.view.geometry
-        raw = self.linear.mode == OutputMode.RAW
         bias = self.linear.bias
         # Biases that are all zero cost bits and cycles, and add nothing.
         self.bias = bias if bias is not None and bias.any() else None
-        self.row_bits = (header_bits(self.linear.weights, target)
-                         + BIAS_BITS * (self.bias is not None) + SCALE_BITS * (not raw))
+        self.row_bits = row_bits(self.linear, self.bias is not None, target)
         self.tiling, self.estimated = build.decide(index, self._choose)
         self.line = self.view.line_words(self.tiling.band, self.tiling.bands(
             self.geometry.out_height))

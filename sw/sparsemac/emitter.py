@@ -37,8 +37,8 @@ __all__ = [
     "LayerCompiler",
     "LayerPlan",
     "PackedCache",
-    "header_bits",
     "interleave",
+    "row_bits",
 ]
 
 #: Streams that were packed before, by layer, block and tiling.
@@ -171,11 +171,12 @@ def _column_blocks(csr: Csr, tiles: Sequence[slice]) -> list[Csr]:
     return blocks
 
 
-def header_bits(csr: Csr, target: Tensor) -> int:
-    """Returns bits of the headers of rows that are all in one EXEC, or in as few as can be."""
-    count = min(int(csr.row_lengths.max(initial=0)), MAX_COUNT)
-    offset = min(csr.shape[0] * target.plane, MAX_OUT_OFFSET)
-    return StreamFormat().fitting(count, offset).header_bits
+def row_bits(layer: LinearLayer, has_bias: bool, target: Tensor) -> int:
+    """Returns bits of a row's header and parameters, if as few EXECs as can be hold all rows."""
+    count = min(int(layer.weights.row_lengths.max(initial=0)), MAX_COUNT)
+    offset = min(layer.weights.shape[0] * target.plane, MAX_OUT_OFFSET)
+    return (StreamFormat().fitting(count, offset).header_bits + BIAS_BITS * has_bias
+            + SCALE_BITS * (layer.mode != OutputMode.RAW))
 
 
 def interleave(rows: NDArray[np.int64], costs: NDArray[np.int64], config: CoreConfig,
@@ -218,8 +219,7 @@ class LayerCompiler:
         self.turn = 0
         # Biases that are all zero cost bits and cycles, and add nothing.
         self.bias = layer.bias if layer.bias is not None and layer.bias.any() else None
-        self.row_bits = (header_bits(layer.weights, target) + BIAS_BITS * (self.bias is not None)
-                         + SCALE_BITS * (layer.mode != OutputMode.RAW))
+        self.row_bits = row_bits(layer, self.bias is not None, target)
         (self.tiling, self._nonzeros), self.estimated = build.decide(index, self._choose)
         self.fmt = StreamFormat(weight_bits=layer.weight_bits)
         self.columns = self.tiling.column_tiles(source.channels * source.plane)
