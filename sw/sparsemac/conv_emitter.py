@@ -14,10 +14,7 @@ from .emitter import MAX_LINE_BEATS, Builder, LayerPlan, interleave, row_bits
 from .layout import Tensor
 from .numerics import check_no_overflow
 from .schedule import BlockCost, EntryCost, balance_tiles
-from .stream import (
-    PackedStreams,
-    pack,
-)
+from .stream import PackedStreams, pack
 
 __all__ = ["ConvCompiler"]
 
