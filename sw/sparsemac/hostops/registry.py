@@ -4,6 +4,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 __all__ = ["OPERATIONS", "HostOperationError", "operation"]
 
 #: Functions by name.
@@ -15,9 +17,13 @@ class HostOperationError(ValueError):
 
 
 def operation(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Enters a function under its own name."""
+    """Enters a function under its own name.
+
+    Infinity and NaN are results like others, so NumPy's floating-point warnings are off in it. (A
+    matrix product of finite numbers may raise them too: the kernels of BLAS compute on padding.)
+    """
     name = function.__name__
     if name in OPERATIONS:
         raise ValueError(f"host operation {name!r} must be defined once")
-    OPERATIONS[name] = function
-    return function
+    OPERATIONS[name] = quiet = np.errstate(all="ignore")(function)
+    return quiet

@@ -85,8 +85,7 @@ def tflite_quantize(x: NDArray[Any], *, scale: float, zero_point: int) -> NDArra
     real = np.asarray(x, np.float32)
     if not np.isfinite(real).all():
         raise ValueError("values to quantize must be finite, not NaN or infinite")
-    with np.errstate(over="ignore"):
-        quotient = (real / np.float32(scale)).astype(np.float64)
+    quotient = (real / np.float32(scale)).astype(np.float64)
     # In float64 the half is added exactly, so that this rounds as std::round does.
     rounded = np.copysign(np.floor(np.abs(quotient) + 0.5), quotient)
     return np.clip(rounded + zero_point, -128, 127).astype(np.int8)

@@ -5,6 +5,7 @@ A module is traced and turned into a graph step by step. What no trace can show 
 both on the example: the graph's outputs must be the module's.
 """
 
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -147,7 +148,10 @@ def _batchable(
     more = tuple(torch.cat([x, x[:1] * 3, x[:1] * -3]) for x in example)
     try:
         one = _of_one_sample(graph, example)
-        theirs = [array_of(y) for y in _tensors(module(*_copies(more)))]
+        # It has warned already, when it ran on the example.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            theirs = [array_of(y) for y in _tensors(module(*_copies(more)))]
         arrays = dict(zip(one.inputs, map(array_of, more), strict=True))
         ours = run_golden(one, arrays).values()
     except Exception:  # a batch of another size is not for this module
