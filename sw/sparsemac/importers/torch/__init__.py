@@ -5,6 +5,7 @@ A module is traced and turned into a graph step by step. What no trace can show 
 both on the example: the graph's outputs must be the module's.
 """
 
+import logging
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import torch.nn  # pyright: ignore[reportMissingImports]
 
 __all__ = ["as_tensors", "import_module", "import_with_outputs"]
+
+_log = logging.getLogger(__name__)
 
 #: What differing orders of summation may do to an output, as a share of the largest [ratio].
 _TOLERANCE = 1e-3
@@ -154,7 +157,8 @@ def _batchable(
             theirs = [array_of(y) for y in _tensors(module(*_copies(more)))]
         arrays = dict(zip(one.inputs, map(array_of, more), strict=True))
         ours = run_golden(one, arrays).values()
-    except Exception:  # a batch of another size is not for this module
+    except Exception as error:  # a batch of another size is not for this module
+        _log.info("%s runs batches of %d only: %r", graph.name, count, error)
         return None
     alike = all(
         _same(y, real) and _same(y[:count], array_of(before))
