@@ -60,7 +60,7 @@ class RegisterBank(wiring.Component):
 
     Latency: a write takes effect `WRITE_CYCLES` after both address and data were taken, and its
     response is up in the next cycle; read data are up `READ_CYCLES` after the address was taken.
-    Throughput: one write every 2 cycles, one read every 7.
+    Throughput: one write every 3 cycles, one read every 9.
 
     Parameters
     ----------
@@ -82,8 +82,8 @@ class RegisterBank(wiring.Component):
     irq : Out(1)                   STATUS.done and IRQ_ENABLE.done.
     """
 
-    WRITE_CYCLES = 1
-    READ_CYCLES = 6
+    WRITE_CYCLES = 2
+    READ_CYCLES = 8
 
     bus: Any
     locked: Signal
@@ -166,12 +166,13 @@ class RegisterBank(wiring.Component):
         word = Signal(32, reset_less=True)
         strobe = Signal(4, reset_less=True)
         have_address, have_word = Signal(), Signal()
-        do_write, accepted = Signal(), Signal()
-        m.d.comb += [
-            bus.awready.eq(~have_address),
-            bus.wready.eq(~have_word),
+        do_write = Signal()
+        accepts, accepted = Signal(), Signal()  # known a cycle before the write
+        m.d.comb += [bus.awready.eq(~have_address), bus.wready.eq(~have_word)]
+        m.d.sync += [
             # A write waits until the last one's response has left, so none can be lost.
-            do_write.eq(have_address & have_word & ~bus.bvalid),
+            do_write.eq(have_address & have_word & ~bus.bvalid & ~do_write),
+            accepted.eq(accepts),
         ]
         with m.If(~have_address):
             m.d.sync += [address.eq(bus.awaddr), have_address.eq(bus.awvalid)]
@@ -187,16 +188,17 @@ class RegisterBank(wiring.Component):
             for register in self._map:
                 if register.writable:
                     with m.Case(register.byte_offset >> 2):
-                        m.d.comb += accepted.eq(~self.locked if register.locked else 1)
+                        m.d.comb += accepts.eq(~self.locked if register.locked else 1)
                         for field in register.fields:
-                            self._write(m, register, field, do_write, word, strobe, done, accepted)
+                            self._write(m, register, field, do_write, word, strobe, done, accepts,
+                                        accepted)
         with m.If(self.done_set):  # last, so that it wins over a write that clears
             m.d.sync += done.eq(1)
         return do_write & ~accepted
 
     def _write(
         self, m: Module, register: Register, field: Field, do_write: Value, word: Value,
-        strobe: Value, done: Signal, accepted: Signal,
+        strobe: Value, done: Signal, accepts: Signal, accepted: Signal,
     ) -> None:  # fmt: skip
         """Carries out what a write does to one field."""
         lsb, end = field.lsb, field.lsb + field.width
@@ -209,13 +211,13 @@ class RegisterBank(wiring.Component):
                 word[f.lsb] & strobe[f.lsb // 8] for f in register.fields if f is not field
             ).any()
             start = one & ~override
-            m.d.comb += accepted.eq(~(start & self.start_refused))
-            m.d.comb += self._member(register, field).eq(do_write & start & ~self.start_refused)
+            m.d.comb += accepts.eq(~(start & self.start_refused))
+            m.d.comb += self._member(register, field).eq(do_write & start & accepted)
         elif field.access == "W1S":
             m.d.comb += self._member(register, field).eq(do_write & one)
         elif field.access == "RW":
             target = self._member(register, field)
-            allowed = do_write & ~self.locked if register.locked else do_write
+            allowed = do_write & accepted if register.locked else do_write
             for low in range(lsb - lsb % 8, end, 8):  # byte by byte: the strobe is a clock enable
                 first, last = max(low, lsb), min(low + 8, end)
                 with m.If(allowed & strobe[low // 8]):

@@ -197,9 +197,6 @@ class Core(wiring.Component):
         bank, control, axi = self._bank, self._control, self.m_axi
         reader, writer = self._reader, self._writer
         m.d.comb += [
-            control.start_job.eq(bank.ctrl_start),
-            control.soft_reset.eq(bank.ctrl_soft_reset),
-            control.abort.eq(bank.ctrl_abort),
             control.watchdog.eq(bank.watchdog),
             control.reads_outstanding.eq(reader.outstanding.any()),
             control.stale_outstanding.eq(reader.stale_outstanding.any()),
@@ -218,10 +215,14 @@ class Core(wiring.Component):
         ]
         # What may come a cycle late does so, for it comes from all over the core. The guards let no
         # burst out for longer than that behind the start of a job.
+        busy = control.busy | control.start_job
         m.d.sync += [
+            control.start_job.eq(bank.ctrl_start),
+            control.soft_reset.eq(bank.ctrl_soft_reset),
+            control.abort.eq(bank.ctrl_abort),
             # A burst on the pins was checked against the windows: they stay until it is taken.
-            bank.locked.eq(control.busy | self._read_guard.pending | self._write_guard.pending),
-            bank.start_refused.eq(control.busy | control.draining),
+            bank.locked.eq(busy | self._read_guard.pending | self._write_guard.pending),
+            bank.start_refused.eq(busy | control.draining),
             control.finished.eq(
                 self._dispatcher.finished & ~self._loader.busy & ~self._executor.busy
             ),

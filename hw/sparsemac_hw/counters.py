@@ -4,7 +4,7 @@
 from functools import reduce
 from operator import add, or_
 
-from amaranth.hdl import Module, Mux, Signal, Value
+from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -33,13 +33,13 @@ class CounterBank(wiring.Component):
     """Adds up what the engines and the bus did in each cycle of a job.
 
     What happens is first added up in a few bits for each counter. In turn, one counter a cycle,
-    these go to a memory behind the only wide adder. A read takes the turn of the cycle behind its
-    strobe, so what it returns is complete up to the cycle before the strobe.
+    these go to a memory behind the only wide adder. A read takes a turn behind its strobe, so what
+    it returns is complete up to the cycle behind the strobe.
 
     Events that come one at a time are counted by feedback shift registers, which take a LUT where a
     counter takes one for each bit; one table for all tells what their states mean.
 
-    Latency: `READ_CYCLES` from ``r_stb`` to ``r_data``. Throughput: a read in every third cycle.
+    Latency: `READ_CYCLES` from ``r_stb`` to ``r_data``. Throughput: a read in every fifth cycle.
 
     Parameters
     ----------
@@ -51,12 +51,12 @@ class CounterBank(wiring.Component):
     busy : In(1)                     A job is running; nothing counts otherwise.
     <counter>_now : In               What happens in this cycle: a bit per engine, or an amount.
     r_stb, r_idx : In                Strobe: read the counter at this place in
-                                     `sparsemac.registers.COUNTERS`; ``r_idx`` stays for 2 cycles
+                                     `sparsemac.registers.COUNTERS`; ``r_idx`` stays for 4 cycles
                                      more.
     r_data : Out(64)                 Its value, for one cycle.
     """
 
-    READ_CYCLES = 3
+    READ_CYCLES = 5
 
     clear: Signal
     busy: Signal
@@ -97,14 +97,17 @@ class CounterBank(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        turn, pick, picked = Signal(SLOT_BITS), Signal(SLOT_BITS), Signal(SLOT_BITS)
-        reading, has_read = Signal(), Signal()
-        m.d.sync += [reading.eq(self.r_stb), has_read.eq(reading), picked.eq(pick)]
-        # A word is read while the one before it is written: so they must not be the same. A counter
-        # that is read in this cycle's neighbour needs no turn; it is complete by then.
-        skips = (self.r_stb | has_read) & (turn == self.r_idx)
-        m.d.comb += pick.eq(Mux(reading, self.r_idx, turn | skips.replicate(SLOT_BITS)))
-        with m.If(~reading):
+        turn, pick = Signal(SLOT_BITS), Signal(SLOT_BITS)
+        asked = Signal(4)  # the strobe, cycle by cycle
+        m.d.sync += asked.eq(Cat(self.r_stb, asked))
+        # A word is written three cycles behind its turn: so no other turn that close must be the
+        # same. A counter that is read has its turn two cycles behind ``asked[0]``, and needs none
+        # in the neighbourhood; it is complete by then.
+        reads = asked[1]
+        near = Cat(self.r_stb, asked[0], asked[2], asked[3]).any()
+        skips = near & (turn == self.r_idx)
+        m.d.sync += pick.eq(Mux(reads, self.r_idx, turn | skips.replicate(SLOT_BITS)))
+        with m.If(~reads):
             m.d.sync += turn.eq(turn + 1)
 
         codes, amounts = [], []
@@ -128,7 +131,7 @@ class CounterBank(wiring.Component):
         m.d.sync += moved.eq(amount | decoded)
         with m.If(self.clear):
             m.d.sync += moved.eq(0)
-        self._accumulate(m, picked, moved)
+        self._accumulate(m, pick, moved)
         return m
 
     def _handed_over(self, m: Module, name: str, pending: Signal, picked: Value) -> Signal:
@@ -167,7 +170,7 @@ class CounterBank(wiring.Component):
         else:
             most, amount = len(now), reduce(add, list(now))
         step = Signal(range(most + 1), name=f"{name}_step")
-        # Reads make the turn come half as often at worst.
+        # A read takes one turn of five, and may make the counter's own be left out once.
         pending = Signal(range(2 * SLOTS * most + 1), name=f"{name}_pending")
         m.d.sync += step.eq(0)
         with m.If(self.busy & ~self.clear):
@@ -179,25 +182,26 @@ class CounterBank(wiring.Component):
             m.d.sync += pending.eq(0)
         return self._handed_over(m, name, pending, picked)
 
-    def _accumulate(self, m: Module, picked: Signal, moved: Signal) -> None:
+    def _accumulate(self, m: Module, pick: Signal, moved: Signal) -> None:
         """Adds to the memory. It cannot be cleared at once: ``fresh`` words count as 0."""
         m.submodules.memory = memory = Memory(
             shape=COUNTER_BITS, depth=SLOTS, init=[], attrs={"ram_style": "block"})
-        read, write = memory.read_port(domain="comb"), memory.write_port()
+        read, write = memory.read_port(), memory.write_port()
         fresh = Signal(SLOTS, init=(1 << SLOTS) - 1)
         before, total = Signal(COUNTER_BITS), Signal(COUNTER_BITS)
-        slot = Signal(SLOT_BITS)
+        looked_up, slot = Signal(SLOT_BITS), Signal(SLOT_BITS)
         m.d.comb += [
-            read.addr.eq(picked),
+            read.addr.eq(pick),
+            read.en.eq(1),
             total.eq(before + moved),
             write.addr.eq(slot),
             write.data.eq(total),
             write.en.eq(1),
             self.r_data.eq(total),
         ]
-        # The output register of the memory, with its clear.
-        m.d.sync += [slot.eq(picked), before.eq(read.data)]
-        with m.If(fresh.bit_select(picked, 1) | self.clear):
+        # The memory's output has a register of its own: the adder takes a cycle.
+        m.d.sync += [looked_up.eq(pick), slot.eq(looked_up), before.eq(read.data)]
+        with m.If(fresh.bit_select(looked_up, 1) | self.clear):
             m.d.sync += before.eq(0)
         m.d.sync += fresh.bit_select(slot, 1).eq(0)
         with m.If(self.clear):

@@ -243,7 +243,7 @@ class Dispatcher(wiring.Component):
             with m.State("JUDGE"):  # one fault, or none
                 m.next = "HAND_ON"
                 with m.If(Cat(checks).any()):
-                    m.d.comb += self.fault_valid.eq(1)
+                    m.d.sync += self.fault_valid.eq(1)
                     m.next = "HALT"
             with m.State("HAND_ON"):  # the loader or the executor is busy
                 m.d.comb += [self.loads.valid.eq(is_load), self.execs.valid.eq(~is_load)]
@@ -253,8 +253,8 @@ class Dispatcher(wiring.Component):
                 with m.If(self.execs.valid & self.execs.ready):
                     m.d.sync += self.execs_issued.eq(self.execs_issued + 1)
                     m.next = "EMPTY"
-            with m.State("HALT"):  # a fault was reported
-                pass
+            with m.State("HALT"):  # a fault is being reported
+                m.d.sync += self.fault_valid.eq(0)
         m.d.comb += [
             self.finished.eq(drained & fsm.ongoing("EMPTY")),
             self.fault.code.eq(

@@ -87,8 +87,10 @@ class Guard(wiring.Component):
     such bursts come out (proved in ``tests/hw/test_guard_proof.py``). Address bits below a beat are
     ignored and sent as 0.
 
-    Each request that was taken is answered in order by one strobe, ``granted`` or ``denied``, at
-    least a cycle later, unless ``stop`` comes first: then it is dropped without an answer. Once
+    Each request that was taken is answered in order by one strobe, ``granted`` at least a cycle
+    later or ``denied`` at least two, unless ``stop`` comes first: then it is dropped without an
+    answer. In the cycle of ``denied`` no other request is granted: so none is behind a denied one,
+    if ``stop`` follows. Once
     VALID is up, it stays with the same payload until READY, as AXI4 (A3.2.1) demands, whatever
     ``stop``, ``epoch`` and the requests do.
 
@@ -115,7 +117,7 @@ class Guard(wiring.Component):
     stop : In(1)                      Take no request, and drop one that is not yet granted.
     id, addr, len, size, burst, prot, valid : Out; ready : In     The pins of AR or AW.
     granted : Out(1)                  Strobe: the oldest request is on the pins from the next cycle.
-    denied : Out(1)                   Strobe: the oldest request was refused.
+    denied : Out(1)                   Strobe: the oldest request was refused in the last cycle.
     denied_code : Out(8)              With ``denied``: PERM if the page is in a window, but in none
                                       with the permission; WINDOW for any other reason.
     denied_address : Out(32)          With ``denied``: first byte of the burst.
@@ -201,36 +203,42 @@ class Guard(wiring.Component):
         address = Signal(32 - self._beat_bits)
         shown = Signal.like(address)
         # Beats less one, as on the pins. Beats of 0 and of more than 256 set bit 8.
-        length = Signal(9)
+        length, length_next = Signal(8), Signal(9)
         fits = Signal()
         permitted = Signal()
 
-        last_beat = address[: PAGE_BITS - self._beat_bits] + length[:8]
+        first_beat = self.i.payload.address[self._beat_bits : PAGE_BITS]
+        last_beat = first_beat + length_next[:8]
         opens = Cat(window[self._direction] for window in self.windows)
         m.d.comb += [
             self.page.eq(self.i.payload.address[PAGE_BITS:]),
-            fits.eq(~length[8] & (last_beat < WINDOW_GRANULE_BYTES >> self._beat_bits)),
+            length_next.eq(self.i.payload.beats - 1),
             permitted.eq((covering & opens).any()),
         ]
 
         passes = fits & permitted
         vacant = ~self.valid | self.ready
+        # A request leaves when the pins are free, granted or not: what comes behind it need not
+        # wait for the verdict. A denied one's address stands on the pins, without VALID.
+        leaves = Signal()
         m.d.comb += [
-            self.granted.eq(held & ~self.stop & passes & vacant),
-            self.denied.eq(held & ~self.stop & ~passes),
-            self.denied_code.eq(Mux(fits & covering.any(), FaultCode.PERM, FaultCode.WINDOW)),
-            self.denied_address.eq(address << self._beat_bits),
-            self.i.ready.eq(~self.stop & self.turn & (~held | self.granted | self.denied)),
+            leaves.eq(vacant & ~self.denied),
+            self.granted.eq(held & ~self.stop & passes & leaves),
+            self.denied_address.eq(shown << self._beat_bits),
+            self.i.ready.eq(~self.stop & self.turn & (~held | leaves)),
         ]
-        with m.If(self.stop):
-            m.d.sync += held.eq(0)
-        with m.Elif(self.granted | self.denied):
+        m.d.sync += [
+            self.denied.eq(held & ~self.stop & ~passes & leaves),
+            self.denied_code.eq(Mux(fits & covering.any(), FaultCode.PERM, FaultCode.WINDOW)),
+        ]
+        with m.If(self.stop | leaves):
             m.d.sync += held.eq(0)
         with m.If(self.i.ready):
             m.d.sync += [
                 held.eq(self.i.valid),
                 address.eq(self.i.payload.address[self._beat_bits :]),
-                length.eq(self.i.payload.beats - 1),
+                length.eq(length_next),
+                fits.eq(~length_next[8] & (last_beat < WINDOW_GRANULE_BYTES >> self._beat_bits)),
                 covering.eq(self.covering),
             ]
 

@@ -178,7 +178,7 @@ class Loader(wiring.Component):
                 with m.If(settled & all_asked):
                     m.next = "DRAIN"
                 with m.Elif(settled & beyond):
-                    m.d.comb += self.fault_valid.eq(1)
+                    m.d.sync += self.fault_valid.eq(1)
                     m.next = "HALT"
                 with m.Elif(splitter.i.valid & splitter.i.ready):
                     m.d.sync += [
@@ -191,8 +191,8 @@ class Loader(wiring.Component):
                 with m.If(place == end):
                     m.d.comb += self.done.eq(1)
                     m.next = "IDLE"
-            with m.State("HALT"):  # a fault was reported
-                pass
+            with m.State("HALT"):  # a fault is being reported
+                m.d.sync += self.fault_valid.eq(0)
 
         with m.If(fsm.ongoing("IDLE")):  # outermost, for yosys to see a reset in it
             m.d.sync += lines_asked.eq(0)

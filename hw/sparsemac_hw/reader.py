@@ -42,7 +42,7 @@ class Reader(wiring.Component):
 
     The beat at fault and all beats after it are swallowed until ``clear``.
 
-    Latency: `LATENCY_CYCLES` from a beat on the pins to the client, one more to ``fault_valid``.
+    Latency: `LATENCY_CYCLES` from a beat on the pins to the client, and to ``fault_valid``.
     Throughput: one beat per cycle; one burst per 2 cycles (which cuts the path from ARREADY,
     through the guard, to the requesters).
 
@@ -67,13 +67,15 @@ class Reader(wiring.Component):
     fault_valid : Out(1), fault : Out(fault_layout)        Strobe, and which fault.
     culprit : Out(ReadClient)         With ``fault_valid``, whose burst it was; else, who made the
                                       newest request that the guard has taken.
-    outstanding : Out(16)             Beats of this epoch still to come.
-    stale_outstanding : Out(16)       Beats of earlier epochs still to come.
+    outstanding : Out(16)             Beats of this epoch still to come; in the cycle behind
+                                      ``clear``, of the one before.
+    stale_outstanding : Out(16)       Beats of earlier epochs still to come, those of ``clear`` two
+                                      cycles behind it.
     stale : Out(1)                    Strobe: a beat of another epoch was dropped.
     beat : Out(1)                     Strobe: a beat of this epoch has come.
     """
 
-    LATENCY_CYCLES = 1
+    LATENCY_CYCLES = 2
     BURSTS_UNDER_WAY = 16
 
     commands: stream.Interface
@@ -149,6 +151,7 @@ class Reader(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
         m = Module()
+        self._owed = Signal()  # beats of this epoch are outstanding
         tracking = Queue(self._track_layout, self.BURSTS_UNDER_WAY, block=True)
         m.submodules.tracking = ResetInserter(self.clear)(tracking)
         self._arbitrate(m, tracking.i)
@@ -240,7 +243,7 @@ class Reader(wiring.Component):
             self.rready.eq(1),
             self.beat.eq(valid & current),
             self.stale.eq(valid & ~current),
-            expected.eq(self.beat & self.outstanding.any()),
+            expected.eq(self.beat & self._owed),
             ends.eq(beat_idx == track.payload.last_idx),
             good.eq(expected & ~refused & (last == ends) & ~halt),
             failing.eq(self.beat & ~good & ~halt),
@@ -258,12 +261,12 @@ class Reader(wiring.Component):
             ReadClient.LOAD: self.o_load,
             ReadClient.WEIGHTS: self.o_weights,
         }
+        checked = Signal.like(beat)
+        m.d.sync += checked.eq(beat)
         for client, output in outputs.items():
-            m.d.comb += [
-                output.payload.data.eq(beat.data),
-                output.valid.eq(good & (track.payload.client == client)),
-            ]
-        m.d.comb += self.o_weights.payload.last.eq(
+            m.d.comb += output.payload.data.eq(checked.data)
+            m.d.sync += output.valid.eq(good & (track.payload.client == client) & ~self.clear)
+        m.d.sync += self.o_weights.payload.last.eq(
             ends & track.payload.closing if self._config.engines == 1
             else track.payload.last_idx - beat_idx < track.payload.closing)
         self._report(m, track.payload, failing, expected, refused & expected, resp, beat_idx)
@@ -288,28 +291,29 @@ class Reader(wiring.Component):
 
     def _count(self, m: Module, expected: Signal) -> None:
         """Counts what the bus owes. No burst leaves untracked, so a narrow counter will do."""
-        bits = (self.BURSTS_UNDER_WAY * self._config.burst_beats).bit_length() + 1
-        count = Signal(bits - 1)
-        count_next = Signal(signed(bits))
-        minus_one = Signal()
-        stale_step = Signal(signed(bits))
-        # At most one beat comes in a cycle. If it is stale while beats become stale, the first
-        # counter takes it off what it moves to the second, which needs one adder that way.
-        arrived = self.stale & self.stale_outstanding.any()
-        m.d.comb += [
-            self.outstanding.eq(count),
-            minus_one.eq(expected | (arrived & self.clear)),
-            count_next.eq(
-                # The lowest bit of the sum is a carry: beats, less one, plus one or nothing.
-                (Cat(1, count) + Cat(~minus_one, self._issued_less_one(bits)))[1:]
-            ),
-            stale_step.eq(Mux(self.clear, count_next, arrived.replicate(bits).as_signed())),
+        bits = (self.BURSTS_UNDER_WAY * self._config.burst_beats).bit_length()
+        count = Signal(bits)
+        owed = self._owed
+        lost = Signal()  # behind ``clear``: what is outstanding becomes stale
+        m.d.sync += lost.eq(self.clear)
+        m.d.comb += self.outstanding.eq(count)
+        # Below the sum a bit that makes a carry: beats, less one, plus one or nothing.
+        m.d.sync += [
+            count.eq((Cat(1, count) + Cat(~expected, self._issued_less_one(bits)))[1:]),
+            owed.eq(self.issued | (owed & ~(expected & (count == 1)))),
         ]
+        with m.If(lost):
+            m.d.sync += count.eq(Mux(self.issued, self.issued_beats, 0))
         with m.If(self.clear):
-            m.d.sync += count.eq(0)
-        with m.Else():
-            m.d.sync += count.eq(count_next)
-        m.d.sync += self.stale_outstanding.eq(self.stale_outstanding + stale_step)
+            m.d.sync += owed.eq(0)
+
+        # Stale beats wait to be counted while what became stale is being added: one adder for both.
+        waiting = Signal(range(3))
+        takes = Signal()
+        m.d.comb += takes.eq(waiting.any() & ~lost)
+        m.d.sync += waiting.eq(waiting + self.stale - takes)
+        step = Mux(lost, count, (takes & self.stale_outstanding.any()).replicate(16))
+        m.d.sync += self.stale_outstanding.eq(self.stale_outstanding + step)
 
     def _issued_less_one(self, bits: int) -> Value:
         """Beats that have been issued in this cycle, less one, in two's complement."""

@@ -90,13 +90,12 @@ class Queue(wiring.Component):
     """First-in, first-out buffer of a stream.
 
     Up to `DISTRIBUTED_DEPTH` words stand in a memory that is read without a clock (distributed
-    memory); deeper queues use a clocked read (block memory), which holds the oldest word. One with
-    ``block`` does that at any depth, and has flip-flops behind the memory, for reading that takes
-    most of a cycle. None has a path from ``o.ready`` to ``i.ready`` or from ``i.valid`` to
-    ``o.valid``. To empty a queue at once, wrap it in `ResetInserter`.
+    memory); deeper queues, and those with ``block``, in one with a clocked read (block memory).
+    That takes most of a cycle, so flip-flops follow. None has a path from ``o.ready`` to
+    ``i.ready`` or from ``i.valid`` to ``o.valid``. To empty a queue at once, wrap it in
+    `ResetInserter`.
 
-    Latency: `latency_cycles` from the transfer on ``i`` to ``o.valid``: 1, 2 in block memory, 3
-    with ``block``.
+    Latency: `latency_cycles` from the transfer on ``i`` to ``o.valid``: 1, 3 in block memory.
     Throughput: one word per cycle if ``depth`` is more than the latency.
 
     Parameters
@@ -125,7 +124,6 @@ class Queue(wiring.Component):
         self._shape = shape
         self._depth = as_int_in("depth", depth, 1, 65536)
         self._block = block or self._depth > DISTRIBUTED_DEPTH
-        self._registered = block
         super().__init__({
             "i": In(stream.Signature(shape)),
             "o": Out(stream.Signature(shape)),
@@ -140,7 +138,7 @@ class Queue(wiring.Component):
     @property
     def latency_cycles(self) -> int:
         """Cycles from a transfer on ``i`` to the word on ``o``."""
-        return 1 + self._block + self._registered
+        return 3 if self._block else 1
 
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
@@ -176,25 +174,22 @@ class Queue(wiring.Component):
         return m
 
     def _read_block(self, m: Module, memory: Memory, take: Signal) -> None:
-        """Drives ``o`` from a memory with a clocked read.
-
-        The word that the memory shows is the one on ``o``, or with flip-flops the one after it.
-        """
+        """Drives ``o`` from a memory with a clocked read, which shows the word behind that on it."""
         read = memory.read_port()
         vacant = Signal()  # the next word can come onto ``o``
         waiting = Signal()  # a word stands in the memory, and has not been read
-        m.d.comb += vacant.eq(take | ~self.o.valid)
-        shown, leaves, read_count = self.o.valid, vacant, self.o.valid
-        if self._registered:
-            shown, leaves = Signal(), Signal()
-            word = Signal.like(Value.cast(read.data), reset_less=True)
-            m.d.comb += [leaves.eq(vacant | ~shown), Value.cast(self.o.payload).eq(word)]
-            with m.If(vacant):
-                m.d.sync += [self.o.valid.eq(shown), word.eq(read.data)]
-            read_count = Cat(self.o.valid ^ shown, self.o.valid & shown)
-        else:
-            m.d.comb += self.o.payload.eq(read.data)
-        m.d.comb += [waiting.eq(self.level != read_count), read.en.eq(waiting & leaves)]
+        shown, leaves = Signal(), Signal()
+        word = Signal.like(Value.cast(read.data), reset_less=True)
+        read_count = Cat(self.o.valid ^ shown, self.o.valid & shown)
+        m.d.comb += [
+            Value.cast(self.o.payload).eq(word),
+            vacant.eq(take | ~self.o.valid),
+            leaves.eq(vacant | ~shown),
+            waiting.eq(self.level != read_count),
+            read.en.eq(waiting & leaves),
+        ]
+        with m.If(vacant):
+            m.d.sync += [self.o.valid.eq(shown), word.eq(read.data)]
         with m.If(leaves):
             m.d.sync += shown.eq(waiting)
         self._step(m, read.addr, read.en)

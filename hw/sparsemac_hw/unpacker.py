@@ -103,32 +103,37 @@ class Unpacker(wiring.Component):
         self._is_count, self._is_entry = Signal(), Signal()
         self._broken = Signal()  # instead of an item came the end of the stream
         whole = self._valid_1 & ~window.short
+        # Of their own, and a cycle late, which is before the first beat.
+        self._rice, self._int4, self._absolute = rice, int4, absolute = [
+            Signal(name=name, reset_less=True) for name in ("rice", "int4", "absolute")]
+        m.d.sync += [
+            rice.eq(self.command.rice), int4.eq(self.command.int4),
+            absolute.eq(self.command.absolute),
+        ]
+        # The entry in the window is no filler; found on the way there, where there is time for it.
+        self._used = Signal(reset_less=True)
         with m.If(window.advance):
             m.d.sync += [
+                self._used.eq(
+                    window.coming[:4].any() | (~int4 & window.coming[4:8].any()) | rice),
                 item_1.eq(self._asked), self._item.eq(item_1),
                 self._valid_1.eq(window.step), self._valid.eq(whole),
                 self._broken.eq(self._valid_1 & window.short),
                 self._is_count.eq(whole & (item_1 == Item.COUNT)),
                 self._is_entry.eq(whole & (item_1 == Item.ENTRY)),
             ]
-        self._rice = Signal()
-        m.d.sync += self._rice.eq(self.command.rice)
         self._quotient = Signal(17, reset_less=True)  # of the entry in the window [columns]
         self._flow = Signal()  # the entries behind the window move on
-        weight = Signal(signed(8))
-        bits = window.bits
-        m.d.comb += weight.eq(
-            Mux(self.command.int4, bits[:4].as_signed(), bits[:8].as_signed()))
-        row_fault = self._judge(m, weight)
+        row_fault = self._judge(m)
         self._ask(m)
-        column_fault = self._offsets(m, weight)
-        m.d.comb += self.fault.eq(Mux(
+        column_fault = self._offsets(m)
+        m.d.sync += self.fault.eq(Mux(
             column_fault, FaultCode.COLUMN, Mux(
                 row_fault, FaultCode.ROW, Mux(
                     self._broken & ~self._null, FaultCode.STREAM, FaultCode.NONE))))
         return m
 
-    def _judge(self, m: Module, weight: Signal) -> Value:
+    def _judge(self, m: Module) -> Value:
         """Takes an item from the window: keeps what a header says, counts what a row needs."""
         window, command, bits = self._window, self.command, self._window.bits
         row = Signal(row_layout)
@@ -139,7 +144,8 @@ class Unpacker(wiring.Component):
         self._empty = Signal()
         self._end = Signal(reset_less=True)  # the row is the stream's last
         self._known = Signal()  # the row's count has been read
-        self._need = need = Signal(15)  # entries of the row that must still be asked for
+        need = Signal(15)  # entries of the row that must still be asked for
+        self._needs = needs = Signal()  # whether there are any
         no_row = Signal()
         self._null = Signal()  # so it was in the last cycle
         self._complete = Signal()  # the last entry of the row is being taken
@@ -161,19 +167,23 @@ class Unpacker(wiring.Component):
                 self._is_count & ~row_full & ~self._empty & ~no_row),
             self.o_count.p.eq(Mux(count == 0, 1, count)),
             self._complete.eq(
-                self._known & (need == 0) & ~self._valid_1 & ~refill
-                & (~self._valid | (self._is_entry & self._flow & (weight.any() | self._rice)))),
+                self._known & ~needs & ~self._valid_1 & ~refill
+                & (~self._valid | (self._is_entry & self._flow & self._used))),
         ]
         m.d.sync += self._null.eq(0)
-        m.d.sync += refill.eq(self._is_entry & self._flow & ~weight.any() & ~self._rice)
+        m.d.sync += refill.eq(self._is_entry & self._flow & ~self._used)
         asks_entry = window.step & ~self._header
         with m.If(asks_entry ^ refill):  # one more or one less, known before whether at all
-            m.d.sync += need.eq(need + Cat(1, (~refill).replicate(len(need) - 1)))
+            m.d.sync += [
+                need.eq(need + Cat(1, (~refill).replicate(len(need) - 1))),
+                needs.eq(refill | (need != 1)),
+            ]
         with m.If(self._flow):
             m.d.sync += self._empty.eq(0)
         with m.If(takes_count):
             m.d.sync += [
-                no_entries.eq(count == 0), need.eq(count), self._end.eq(bits[0]),
+                no_entries.eq(count == 0), need.eq(count), needs.eq(count != 0),
+                self._end.eq(bits[0]),
                 self._known.eq(~no_row), self._null.eq(no_row), row.bias.eq(0),
             ]
         with m.Elif(self._valid):
@@ -212,8 +222,8 @@ class Unpacker(wiring.Component):
         """Asks the window for one item after the other."""
         window, command = self._window, self.command
         entry_bits = Signal(6)
-        field_bits = Mux(command.absolute, 16, command.delta_bits)
-        m.d.sync += entry_bits.eq(field_bits + Mux(command.int4, 4, 8))
+        field_bits = Mux(self._absolute, 16, command.delta_bits)
+        m.d.sync += entry_bits.eq(field_bits + Mux(self._int4, 4, 8))
         running, asked = Signal(), Signal()
         wanted = Signal()  # the row needs another entry
         found = self._read_masks(m, wanted)
@@ -226,7 +236,7 @@ class Unpacker(wiring.Component):
         m.d.comb += [
             asked.eq(window.valid & window.advance),
             window.step_bits.eq(step_bits),
-            wanted.eq(~self._header & self._known & self._need.any()),
+            wanted.eq(~self._header & self._known & self._needs),
             window.step.eq(asked & (self._header | (wanted & (found | ~self._rice)))),
         ]
 
@@ -356,14 +366,16 @@ class Unpacker(wiring.Component):
             m.d.sync += [mask.eq(1), columns.eq(0), passed.eq(0), closes.eq(0)]
         return found
 
-    def _offsets(self, m: Module, weight: Signal) -> Value:
+    def _offsets(self, m: Module) -> Value:
         """Accumulates deltas into offsets.
 
         Stages: the entry; its columns plus 1; those shifted, if it is a filler; the sum; the check.
         ``previous`` is the last offset used or passed over; it starts a row at -1.
         """
         command, bits = self.command, self._window.bits
-        flow = self._flow
+        flow, int4, absolute = self._flow, self._int4, self._absolute
+        weight = Signal(signed(8))
+        m.d.comb += weight.eq(Mux(int4, bits[:4].as_signed(), bits[:8].as_signed()))
         valid = [Signal(name=f"valid_{k}") for k in range(1, 5)]
         weights = [Signal(signed(8), name=f"weight_{k}", reset_less=True) for k in range(1, 5)]
         is_first = [Signal(name=f"is_first_{k}", reset_less=True) for k in range(1, 3)]
@@ -385,7 +397,7 @@ class Unpacker(wiring.Component):
 
         mask = Signal(16, reset_less=True)
         m.d.sync += mask.eq(Cat(command.delta_bits > k for k in range(8)))
-        with m.If(command.absolute):
+        with m.If(absolute):
             m.d.sync += mask.eq(0xFFFF)
         opening = Signal()  # the next entry is its row's first
         with m.If(self._is_count):
@@ -397,11 +409,11 @@ class Unpacker(wiring.Component):
             m.d.sync += [
                 valid[0].eq(self._is_entry | self._empty),
                 weights[0].eq(weight), empty.eq(self._empty), is_first[0].eq(opening),
-                field.eq(Mux(command.int4, bits[4:20], bits[8:24]) & mask),
+                field.eq(Mux(int4, bits[4:20], bits[8:24]) & mask),
                 quotient.eq(self._quotient),
                 # A filler's sum is kept, though it goes no further.
                 following.eq((Cat(1, field) + Cat(1, quotient))[1:]),
-                filler.eq(~used & ~command.absolute & ~self._rice & ~empty),
+                filler.eq(~used & ~absolute & ~self._rice & ~empty),
                 passes[1].eq(used | empty | self._rice),
                 jump.eq(Mux(filler, (following[:9] << command.delta_bits)[:18], following)),
                 out_valid.eq(valid[3] & passes[3] & ~beyond),
@@ -416,7 +428,7 @@ class Unpacker(wiring.Component):
                 m.d.sync += [weights[0].eq(0), field.eq(0), quotient.eq(0)]
             with m.If(valid[2]):
                 m.d.sync += [offset.eq(previous + jump), previous.eq(previous + jump)]
-            with m.If((valid[1] & is_first[1]) | command.absolute):
+            with m.If((valid[1] & is_first[1]) | absolute):
                 m.d.sync += previous.eq((1 << len(previous)) - 1)
         m.d.comb += self.filler.eq(valid[0] & flow & ~used & ~empty & ~self._rice)
         return beyond & flow

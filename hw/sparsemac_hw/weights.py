@@ -64,16 +64,16 @@ class WeightFetch(wiring.Component):
         config = self._config
         capacity = config.fifo_depth * config.engines
         space = Signal(range(capacity + 1), init=capacity)
-        room = Signal()
+        room = Signal()  # for the burst that stands at the splitter; known a cycle late
         granted = Signal()
         burst = splitter.o.p
         m.d.comb += [
-            room.eq(space >= burst.beats),
             self.o_burst.p.eq(burst),
-            self.o_burst.valid.eq(splitter.o.valid & room),
-            splitter.o.ready.eq(self.o_burst.ready & room),
+            self.o_burst.valid.eq(room),
             granted.eq(self.o_burst.valid & self.o_burst.ready),
+            splitter.o.ready.eq(granted),
         ]
+        m.d.sync += room.eq(splitter.o.valid & ~granted & (space >= burst.beats))
         # ahead[e]: beats that engine e has taken beyond the rounds that all engines have taken.
         ahead = [Signal(range(config.fifo_depth + 1), name=f"ahead_{e}")
                  for e in range(config.engines)]

@@ -43,6 +43,7 @@ class BitWindow(wiring.Component):
     step : In(1)        Step over ``step_bits`` bits, 1 to 32; only while ``valid`` and ``advance``.
     step_bits : In(6)   How many bits the next item has.
     bits : Out(32)      An item, and what follows it.
+    coming : Out(32)    What comes onto ``bits`` with the next ``advance``.
     short : Out(1)      The item that comes onto ``bits`` with the next ``advance`` is not complete.
     valid : Out(1)      There is a next item.
     ended : Out(1)      The last beat has been taken.
@@ -57,6 +58,7 @@ class BitWindow(wiring.Component):
     step: Signal
     step_bits: Signal
     bits: Signal
+    coming: Signal
     valid: Signal
     short: Signal
     ended: Signal
@@ -71,6 +73,7 @@ class BitWindow(wiring.Component):
             "step": In(1),
             "step_bits": In(6),
             "bits": Out(32),
+            "coming": Out(32),
             "valid": Out(1),
             "short": Out(1),
             "ended": Out(1, init=1),  # pyright: ignore[reportCallIssue]
@@ -91,11 +94,12 @@ class BitWindow(wiring.Component):
         aligned = Signal(len(coarse), reset_less=True)
         fine = Signal(FINE_BITS, reset_less=True)
         end = Signal(6)
+        m.d.comb += self.coming.eq(self._shifted(m, aligned, fine, FINE_BITS, 0))
         with m.If(self.advance):
             m.d.sync += [
                 self.short.eq(~current_real | (~following_real & (end > WINDOW_BITS))),
                 aligned.eq(coarse), fine.eq(position),
-                self.bits.eq(self._shifted(m, aligned, fine, FINE_BITS, 0)),
+                self.bits.eq(self.coming),
             ]
 
         leaves = Signal()  # the item is the last that begins in ``current``

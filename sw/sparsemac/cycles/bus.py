@@ -15,7 +15,7 @@ COMMANDS, LOADS, WEIGHTS = range(3)
 
 #: Cycles from a request to its address on the bus, from one request to the next, and from a beat on
 #: the bus to whoever asked for it.
-ADDRESS_CYCLES, REQUEST_CYCLES, CHECK_CYCLES = 3, 2, 1
+ADDRESS_CYCLES, REQUEST_CYCLES, CHECK_CYCLES = 3, 2, 2
 
 #: Read bursts that may be under way.
 READS_UNDER_WAY = 16
@@ -162,12 +162,12 @@ class WeightFetch:
                     self.ready = step + 1
                     self.on_ready()
                 need = -(-(self._asked + burst - capacity) // engines)
-                time = step + 1
+                time = step + 2  # there, and seen to have room
                 if need > 0:
                     while len(self._rounds) < need:
                         self._short = True
                         yield None
-                    time = max(time, self._rounds[need - 1] + 2)
+                    time = max(time, self._rounds[need - 1] + 3)
                 self._bus.request(WEIGHTS, time, burst, self._process, self._deliver)
                 yield None
                 self._granted = self._clock.now

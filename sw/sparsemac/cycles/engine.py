@@ -22,7 +22,7 @@ __all__ = ["ASSEMBLE_CYCLES", "RESULT_CYCLES", "EngineModel", "queue_cycles"]
 #: Rows between the unpacker and the results, the one that is handed over among them.
 ROWS_UNDER_WAY = 9
 
-#: Deepest queue without a cycle more (`sparsemac_hw.streams`).
+#: Deepest queue without cycles more (`sparsemac_hw.streams`).
 DISTRIBUTED_DEPTH = 16
 
 #: Cycles from a beat that leaves the FIFO to the first item that needs it; one more at the start of
@@ -275,7 +275,7 @@ class EngineModel:
 
 def queue_cycles(depth: int) -> int:
     """Cycles from a word into a queue to the word out of it."""
-    return 1 if depth <= DISTRIBUTED_DEPTH else 2
+    return 1 if depth <= DISTRIBUTED_DEPTH else 3
 
 
 def _has_chunks(config: CoreConfig) -> bool:
