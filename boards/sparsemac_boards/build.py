@@ -30,8 +30,9 @@ _TOOLS = (
     ("ecppack", "ECPPACK", "yowasp-ecppack"),
 )
 
-#: The delay that abc9 aims at [ps]; without one it does not trade area for speed at all.
-DELAY_PS = 6667
+#: The delay that abc9 aims at [ps]; without one it does not trade area for speed at all. Less than a
+#: clock, for it takes wires for shorter than they are.
+DELAY_PS = 3000
 
 #: Cells of nextpnr's report, and what people call them.
 _CELLS = {"TRELLIS_COMB": "luts", "TRELLIS_FF": "flip_flops", "MULT18X18D": "multipliers",

@@ -60,7 +60,7 @@ class RegisterBank(wiring.Component):
 
     Latency: a write takes effect `WRITE_CYCLES` after both address and data were taken, and its
     response is up in the next cycle; read data are up `READ_CYCLES` after the address was taken.
-    Throughput: one write every 3 cycles, one read every 9.
+    Throughput: one write every 4 cycles, one read every 9.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class RegisterBank(wiring.Component):
     irq : Out(1)                   STATUS.done and IRQ_ENABLE.done.
     """
 
-    WRITE_CYCLES = 2
+    WRITE_CYCLES = 3
     READ_CYCLES = 8
 
     bus: Any
@@ -166,13 +166,18 @@ class RegisterBank(wiring.Component):
         word = Signal(32, reset_less=True)
         strobe = Signal(4, reset_less=True)
         have_address, have_word = Signal(), Signal()
-        do_write = Signal()
-        accepts, accepted = Signal(), Signal()  # known a cycle before the write
-        m.d.comb += [bus.awready.eq(~have_address), bus.wready.eq(~have_word)]
-        m.d.sync += [
+        # First the address is decoded, then the write is judged, then it is done.
+        decoded, do_write = Signal(), Signal()
+        accepts, accepted = Signal(), Signal()
+        waits = Signal()
+        m.d.comb += [
+            bus.awready.eq(~have_address),
+            bus.wready.eq(~have_word),
             # A write waits until the last one's response has left, so none can be lost.
-            do_write.eq(have_address & have_word & ~bus.bvalid & ~do_write),
-            accepted.eq(accepts),
+            waits.eq(have_address & have_word & ~bus.bvalid & ~do_write),
+        ]
+        m.d.sync += [
+            decoded.eq(waits), do_write.eq(waits & decoded), accepted.eq(accepts),
         ]
         with m.If(~have_address):
             m.d.sync += [address.eq(bus.awaddr), have_address.eq(bus.awvalid)]
@@ -184,14 +189,15 @@ class RegisterBank(wiring.Component):
         with m.Elif(bus.bready):
             m.d.sync += bus.bvalid.eq(0)
 
-        with m.Switch(address[2:]):
-            for register in self._map:
-                if register.writable:
-                    with m.Case(register.byte_offset >> 2):
-                        m.d.comb += accepts.eq(~self.locked if register.locked else 1)
-                        for field in register.fields:
-                            self._write(m, register, field, do_write, word, strobe, done, accepts,
-                                        accepted)
+        for register in self._map:
+            if register.writable:
+                chosen = Signal(name=f"chosen_{register.name.lower()}")
+                m.d.sync += chosen.eq(address[2:] == register.byte_offset >> 2)
+                with m.If(chosen):
+                    m.d.comb += accepts.eq(~self.locked if register.locked else 1)
+                    for field in register.fields:
+                        self._write(m, register, field, do_write, word, strobe, done, accepts,
+                                    accepted)
         with m.If(self.done_set):  # last, so that it wins over a write that clears
             m.d.sync += done.eq(1)
         return do_write & ~accepted

@@ -20,7 +20,7 @@ class BurstSplitter(wiring.Component):
     Addresses go on modulo 2**32: a run that wraps is for the guard to judge, burst by burst.
 
     Latency: `LATENCY_CYCLES` from a transfer on ``i`` to the first ``o.valid``. Throughput: one
-    burst per cycle within a run; a run of one burst takes 2 cycles.
+    burst per 2 cycles, as the read side takes them: so nothing here waits for ``o.ready``.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class BurstSplitter(wiring.Component):
 
         address = self.i.payload.address
         step = Signal()
-        m.d.comb += step.eq(active & (~self.o.valid | self.o.ready))
+        m.d.comb += step.eq(active & ~self.o.valid)
         with m.If(step):
             m.d.sync += [
                 is_first.eq(0),

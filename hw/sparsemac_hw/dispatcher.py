@@ -217,8 +217,9 @@ class Dispatcher(wiring.Component):
         is_load = words[0][0]  # opcodes are 1 and 2
         # Commands of the other unit that were handed on, and need not be complete.
         dispatched = Mux(is_load, self.execs_issued, self.loads_issued)
-        not_awaited = Signal(17)
-        m.d.comb += not_awaited.eq(dispatched - words[1][:16])
+        not_awaited = Signal(17)  # known in JUDGE
+        m.d.sync += not_awaited.eq(dispatched - words[1][:16])
+        awaits_more = not_awaited[16] & ~refused  # than there were
         engines = self._config.engines
         serial = engines & (engines - 1) != 0
         with m.FSM(name="command") as fsm:
@@ -231,8 +232,7 @@ class Dispatcher(wiring.Component):
                     m.next = "JUDGE"
             with m.State("CHECK"):  # all rules at once
                 m.d.sync += [
-                    desc.eq(self._breaks_desc(words, some, is_load) | not_awaited[16] | ~intact),
-                    spare.eq(not_awaited | not_awaited[SPARE_BITS:].any().replicate(SPARE_BITS)),
+                    desc.eq(self._breaks_desc(words, some, is_load) | ~intact),
                     align.eq(self._breaks_align(words, is_load)),
                     zero.eq(self._breaks_zero(some, is_load)),
                     size.eq(self._breaks_size(words, some, is_load)),
@@ -242,7 +242,12 @@ class Dispatcher(wiring.Component):
                 self._divide(m, words[3], is_load, align)
             with m.State("JUDGE"):  # one fault, or none
                 m.next = "HAND_ON"
-                with m.If(Cat(checks).any()):
+                many = not_awaited[SPARE_BITS:].any()
+                m.d.sync += [
+                    spare.eq(not_awaited | many.replicate(SPARE_BITS)),
+                    desc.eq(desc | awaits_more),
+                ]
+                with m.If(Cat(checks).any() | awaits_more):
                     m.d.sync += self.fault_valid.eq(1)
                     m.next = "HALT"
             with m.State("HAND_ON"):  # the loader or the executor is busy

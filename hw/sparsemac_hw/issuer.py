@@ -134,14 +134,14 @@ class RowIssuer(wiring.Component):
         stored = Signal()  # there is an entry to be issued; known a cycle late
         following_read = Signal(bits)
         available = Signal()
-        gap_open, credit, all_returned = self._permissions(m, ends_pass)
+        may_end, gap_open, all_returned = self._permissions(m, ends_pass)
         m.d.comb += [
             following_read.eq(read_ptr + 1),
             available.eq(active & stored),
-            issue.eq(available & (~is_last | (gap_open & credit))),
+            issue.eq(available & (~is_last | may_end)),
             self.issued.eq(issue),
             self.wait_short.eq(available & is_last & ~gap_open),
-            self.wait_store.eq(available & is_last & gap_open & ~credit),
+            self.wait_store.eq(available & is_last & gap_open & ~may_end),
             ends_pass.eq(issue & is_last),
             ends_row.eq(ends_pass & final_pass),
         ]
@@ -206,23 +206,29 @@ class RowIssuer(wiring.Component):
         return ends
 
     def _permissions(self, m: Module, ends: Value) -> tuple[Signal, Signal, Signal]:
-        """Distance between last entries, and credits for output words."""
+        """Distance between last entries, and credits for output words.
+
+        Returns whether a last entry may be issued, whether the distance allows it, and whether all
+        credits are back.
+        """
         shortest = self._config.shortest_row_cycles
-        # Both permissions stand in flip-flops, for all that an issue sets off depends on them.
         gap = Signal(index_shape(shortest))  # cycles until the next may come
-        gap_open, credit = Signal(init=1), Signal(init=1)
-        m.d.sync += gap_open.eq(gap[1:] == 0)
         with m.If(ends):
-            m.d.sync += [gap.eq(shortest - 1), gap_open.eq(shortest == 1)]
+            m.d.sync += gap.eq(shortest - 1)
         with m.Elif(gap != 0):
             m.d.sync += gap.eq(gap - 1)
 
         credits = Signal(range(self._out_words + 1), init=self._out_words)
         all_returned = Signal()
         m.d.comb += all_returned.eq(credits == self._out_words)
-        m.d.sync += credit.eq(Mux(ends, credits[1:] != 0, credits != 0))
-        m.d.sync += credits.eq(credits + self.returned - ends)
-        return gap_open, credit, all_returned
+        # In flip-flops, for all that an issue sets off depends on it.
+        may_end, gap_open = Signal(init=1), Signal(init=1)
+        opens = Mux(ends, shortest == 1, gap[1:] == 0)
+        m.d.sync += [
+            gap_open.eq(opens), may_end.eq(opens & Mux(ends, credits[1:] != 0, credits != 0)),
+            credits.eq(credits + self.returned - ends),
+        ]
+        return may_end, gap_open, all_returned
 
     def _positions(self, m: Module, ends: Value, final_pass: Signal) -> Signal:
         """Word address of the position that is being issued."""

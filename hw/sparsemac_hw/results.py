@@ -138,14 +138,13 @@ class ResultPath(wiring.Component):
         tag = Signal(tag_layout(self._config))
         lane = Signal(index_shape(self._config.lanes))
         position_word = Signal(32, reset_less=True)
-        last_lane = Signal()
+        last_lane = Signal(init=self._config.lanes == 1)
         ends_word = Signal()
         # Signals of their own: read back from ``tag`` they look like a loop to a simulator.
         out_word, raw = Signal(32), Signal()
         m.d.comb += [
             out_word.eq(self.i_row.p.out_offset + position_word),
             raw.eq(command.mode == OutputMode.RAW),
-            last_lane.eq(lane == self._config.lanes - 1),
             ends_word.eq(self.i_valid & last_lane),
             tag.out_word.eq(out_word),
             tag.raw.eq(raw),
@@ -156,6 +155,8 @@ class ResultPath(wiring.Component):
         self._place(m, tag, out_word, raw, wraps, last_position)
         with m.If(self.i_valid):
             m.d.sync += lane.eq((lane + 1) & (self._config.lanes - 1))
+            if self._config.lanes > 1:
+                m.d.sync += last_lane.eq(lane == self._config.lanes - 2)
         with m.If(self.start | self.i_row.ready):
             m.d.sync += position_word.eq(0)
         with m.Elif(ends_word):

@@ -204,10 +204,11 @@ class Unpacker(wiring.Component):
         with m.If(self._valid & window.advance & (self._item == final) & ~self._null):
             m.d.sync += [row_full.eq(1), self._empty.eq(no_entries)]
         m.d.comb += [self.o_row.p.eq(row), self.o_row.valid.eq(row_full)]
-        return (
-            takes_count & ~no_row & ~window.short & (command.positions > 1)
-            & (count > self._config.entry_depth)
-        )
+        loaded, replays = Signal(), Signal(reset_less=True)
+        m.d.sync += [
+            loaded.eq(takes_count & ~window.short), replays.eq(command.positions > 1),
+        ]
+        return loaded & self._known & replays & (need > self._config.entry_depth)
 
     @staticmethod
     def _within(m: Module, size: Value, sizes: tuple[int, ...]) -> Value:
@@ -323,15 +324,16 @@ class Unpacker(wiring.Component):
         summed up as columns while their entry is in the window, and stand beside it then.
         """
         window, rice = self._window, self._rice
-        # What is left of the mask, and a one behind its last bit.
+        # What is left of the mask, and a one behind its last bit; whether any is beyond bit 1.
         mask = Signal(MASK_BITS + 1, init=1)
+        more = Signal()
         spent = self._spent = Signal()  # no other one is left
         found = Signal()
         passed, passes = Signal(2), Signal(2)
         closes = Signal()  # the entry behind these zeros is asked for
         asks = Signal()
         m.d.comb += [
-            spent.eq(~mask[2:].any() & ~mask[:2].all()),
+            spent.eq(~more & ~mask[:2].all()),
             found.eq(mask[:2].any() & ~spent),
             asks.eq(wanted & rice & found & window.valid),
         ]
@@ -355,15 +357,20 @@ class Unpacker(wiring.Component):
             ]
             with m.If(wanted & rice):
                 with m.If(spent):
-                    m.d.sync += mask.eq(1)
+                    m.d.sync += [mask.eq(1), more.eq(0)]
                 with m.Elif(~found):
-                    m.d.sync += mask.eq(mask[2:])
+                    m.d.sync += [mask.eq(mask[2:]), more.eq(mask[4:].any())]
                 with m.Elif(window.valid):
-                    m.d.sync += mask.eq(Mux(mask[0], mask[1:], mask[2:]))
+                    m.d.sync += [
+                        mask.eq(Mux(mask[0], mask[1:], mask[2:])),
+                        more.eq(Mux(mask[0], mask[3:].any(), mask[4:].any())),
+                    ]
         with m.If(self._valid & (self._item == Item.MASK)):
-            m.d.sync += mask.eq(Cat(window.bits[:MASK_BITS], 1))
+            m.d.sync += [mask.eq(Cat(window.bits[:MASK_BITS], 1)), more.eq(1)]
         with m.If(self.start):
-            m.d.sync += [mask.eq(1), columns.eq(0), passed.eq(0), closes.eq(0)]
+            m.d.sync += [
+                mask.eq(1), more.eq(0), columns.eq(0), passed.eq(0), closes.eq(0),
+            ]
         return found
 
     def _offsets(self, m: Module) -> Value:
@@ -391,7 +398,9 @@ class Unpacker(wiring.Component):
         out_valid = Signal()
         beyond = Signal()
         m.d.comb += [
-            flow.eq(~out_valid | self.o.ready), self.o.valid.eq(out_valid), self.o.p.eq(out),
+            # All of it stands still without room, gaps too: so what that holds up begins at the
+            # flip-flop that ``ready`` is.
+            flow.eq(self.o.ready), self.o.valid.eq(out_valid), self.o.p.eq(out),
             beyond.eq(valid[3] & (offset >= command.limit)),
         ]
 

@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
@@ -64,16 +64,23 @@ class WeightFetch(wiring.Component):
         config = self._config
         capacity = config.fifo_depth * config.engines
         space = Signal(range(capacity + 1), init=capacity)
-        room = Signal()  # for the burst that stands at the splitter; known a cycle late
+        # A burst waits beside the splitter, until it is known that there is room for it.
+        burst = Signal(splitter.o.p.shape(), reset_less=True)
+        held = Signal()
+        room = Signal()
         granted = Signal()
-        burst = splitter.o.p
         m.d.comb += [
             self.o_burst.p.eq(burst),
             self.o_burst.valid.eq(room),
-            granted.eq(self.o_burst.valid & self.o_burst.ready),
-            splitter.o.ready.eq(granted),
+            granted.eq(room & self.o_burst.ready),
+            splitter.o.ready.eq(~held),
         ]
-        m.d.sync += room.eq(splitter.o.valid & ~granted & (space >= burst.beats))
+        with m.If(~held):
+            m.d.sync += [burst.eq(splitter.o.p), held.eq(splitter.o.valid)]
+        with m.Elif(granted):
+            m.d.sync += held.eq(0)
+        enough = space >= Mux(held, burst.beats, splitter.o.p.beats)
+        m.d.sync += room.eq((held | splitter.o.valid) & ~granted & enough)
         # ahead[e]: beats that engine e has taken beyond the rounds that all engines have taken.
         ahead = [Signal(range(config.fifo_depth + 1), name=f"ahead_{e}")
                  for e in range(config.engines)]

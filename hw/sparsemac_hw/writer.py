@@ -32,7 +32,7 @@ class Writer(wiring.Component):
     with strobes at those that are ``filled``. A burst is asked for on ``o_burst`` when all its
     beats are here, and its beats go out only after the guard's ``granted``: so W never waits for
     an engine, and never carries what the guard has not let out. After ``denied`` nothing more is
-    asked for: the job has failed, and the guard has been stopped before it could answer again.
+    taken up, and what is asked for already finds the guard stopped: the job has failed.
 
     ``clear`` (a soft reset) forgets all words, and which responses are outstanding: responses of
     another ``epoch`` are *stale*, and counted no more. Beats of bursts that have been granted are
@@ -67,7 +67,7 @@ class Writer(wiring.Component):
     beat : Out(1), beat_bytes : Out(8)                 A beat leaves, with so many bytes strobed.
     """
 
-    LATENCY_CYCLES = 2
+    LATENCY_CYCLES = 3
 
     #: Bursts that may await their response.
     MAX_OUTSTANDING = 16
@@ -209,27 +209,30 @@ class Writer(wiring.Component):
     def _request(self, m: Module, answered: Signal) -> None:
         """Asks for bursts, and keeps the address of the one that waits for its answer."""
         bursts, ask = self._bursts, self.o_burst
-        raw, address = bursts.o.payload[0], bursts.o.payload[1:]
         asked = Signal.like(self._awaited.i.payload, reset_less=True)
         committed = Signal(range(self.MAX_OUTSTANDING + 1))  # asked for, or outstanding
         halted = Signal()
         taken = Signal()
+        # A request stands in flip-flops: the windows are looked up on its way out.
+        burst = Signal.like(bursts.o.payload, reset_less=True)
         m.d.comb += [
-            ask.payload.address.eq(address << self._beat_bits),
-            ask.payload.beats.eq(Mux(raw, self._word_beats(True), self._word_beats(False))),
-            ask.valid.eq(bursts.o.valid & ~halted & (committed != self.MAX_OUTSTANDING)),
-            taken.eq(ask.valid & ask.ready),
-            bursts.o.ready.eq(taken),
+            ask.payload.address.eq(burst[1:] << self._beat_bits),
+            ask.payload.beats.eq(Mux(burst[0], self._word_beats(True), self._word_beats(False))),
+            bursts.o.ready.eq(
+                (~ask.valid | ask.ready) & ~halted & (committed != self.MAX_OUTSTANDING)),
+            taken.eq(bursts.o.valid & bursts.o.ready),
             self._awaited.i.payload.eq(asked),
             self._awaited.i.valid.eq(self.granted),
         ]
-        with m.If(taken):
-            m.d.sync += asked.eq(address)
+        with m.If(~ask.valid | ask.ready):
+            m.d.sync += [burst.eq(bursts.o.payload), ask.valid.eq(taken)]
+        with m.If(ask.valid & ask.ready):
+            m.d.sync += asked.eq(burst[1:])
         with m.If(self.denied):
             m.d.sync += halted.eq(1)
         m.d.sync += committed.eq(committed + _step(committed, taken, answered))
         with m.If(self.clear):
-            m.d.sync += [halted.eq(0), committed.eq(0)]
+            m.d.sync += [halted.eq(0), committed.eq(0), ask.valid.eq(0)]
         m.d.comb += self.outstanding.eq(self._awaited.level)
 
     def _send(self, m: Module, purge: Signal, flush: Signal) -> Signal:

@@ -63,6 +63,7 @@ def test_the_first_fault_is_kept_and_outstanding_bursts_are_waited_for():
         await ctx.tick()
         assert ctx.get(dut.stop) and not ctx.get(dut.done)
         ctx.set(dut.reads_outstanding, 0)
+        await ctx.tick()
         assert ctx.get(dut.done)
         await ctx.tick()
         fault = ctx.get(dut.fault)

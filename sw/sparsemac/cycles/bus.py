@@ -149,20 +149,23 @@ class WeightFetch:
         config = self._config
         engines, capacity = config.engines, config.fifo_depth * config.engines
         self._short = False
+        leaves = 0  # when the newest burst leaves the splitter
         while True:
             while not self._runs:
                 self._idle = True
                 yield None
             now, address, beats = self._runs.popleft()
-            step = now
+            step = max(now, leaves) + 1
             bursts = bursts_of(address, beats, config)
             for k, burst in enumerate(bursts):
-                step = max(step + 1, self._granted)
                 if k == len(bursts) - 1:
                     self.ready = step + 1
                     self.on_ready()
                 need = -(-(self._asked + burst - capacity) // engines)
-                time = step + 2  # there, and seen to have room
+                # It comes out of the splitter, and goes on as soon as the one before it has left.
+                leaves = max(step + 1, self._granted + 1)
+                step = leaves + 1
+                time = leaves + 1
                 if need > 0:
                     while len(self._rounds) < need:
                         self._short = True

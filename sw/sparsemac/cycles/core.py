@@ -191,7 +191,7 @@ class CoreModel:
                 address = command.address + line * command.stride
                 step += 1
                 for burst in bursts_of(address, command.line_beats, config):
-                    step = max(step + 1, granted)
+                    step = max(step + 1, granted + 1)
                     beats.expect(burst)
                     self._bus.request(LOADS, step + 1, burst, me, beats.deliver)
                     yield None

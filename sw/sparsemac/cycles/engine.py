@@ -41,8 +41,9 @@ STORED_CYCLES, FREE_CYCLES = 2, 3
 #: Cycles from room for a word to the issue that waits for it.
 CREDIT_CYCLES = 2
 
-#: Cycles from the last entry of a row to the sum of lane 0, and more if rows are summed in chunks.
-LANE_CYCLES, CHUNK_CYCLES = 8, 2
+#: Cycles from the last entry of a row to the sum of lane 0, and more if rows are summed in chunks,
+#: and if several buses of sums are merged.
+LANE_CYCLES, CHUNK_CYCLES, MERGE_CYCLES = 8, 2, 2
 
 #: Cycles from a sum to the result, and from the result to a beat that is offered to the store.
 RESULT_CYCLES, ASSEMBLE_CYCLES = 13, 2
@@ -79,7 +80,7 @@ class EngineModel:
         self._first_cycles = WINDOW_CYCLES + (words > 1)
         self._lane_cycles = LANE_CYCLES + CHUNK_CYCLES * _has_chunks(config) + config.lanes - 1
         if config.sum_buses > 1:
-            self._lane_cycles += queue_cycles(config.out_words * config.shortest_row_cycles)
+            self._lane_cycles += MERGE_CYCLES
 
     def start(self, stream: EngineStream, rounds: int, positions: int, stores: bool,
               now: int) -> None:
