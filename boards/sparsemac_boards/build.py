@@ -112,7 +112,10 @@ def _plan(board: Board) -> Any:
     return _platform(board).build(
         Ulx3sTop(board), do_build=False, synth_opts="-abc9 -no-rw-check",
         script_after_read=f"scratchpad -set abc9.D {DELAY_PS}",
-        nextpnr_opts="--router router2 --report report.json --seed 1 --timing-allow-fail",
+        nextpnr_opts=(
+            # Spread out further than by default, or the router may not find its way.
+            "--router router2 --placer-heap-beta 0.75 --report report.json --seed 1 "
+            "--timing-allow-fail"),
         ecppack_opts="--compress",
     )
 

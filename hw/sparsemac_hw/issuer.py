@@ -138,11 +138,11 @@ class RowIssuer(wiring.Component):
         m.d.comb += [
             following_read.eq(read_ptr + 1),
             available.eq(active & stored),
-            issue.eq(available & (~is_last | may_end)),
+            issue.eq(active & stored & (~is_last | may_end)),
             self.issued.eq(issue),
             self.wait_short.eq(available & is_last & ~gap_open),
             self.wait_store.eq(available & is_last & gap_open & ~may_end),
-            ends_pass.eq(issue & is_last),
+            ends_pass.eq(active & stored & is_last & may_end),
             ends_row.eq(ends_pass & final_pass),
         ]
         m.d.sync += stored.eq(Mux(issue, following_read != write_ptr, read_ptr != write_ptr))

@@ -150,6 +150,8 @@ class Unpacker(wiring.Component):
         self._null = Signal()  # so it was in the last cycle
         self._complete = Signal()  # the last entry of the row is being taken
         takes_count = Signal()
+        # Seen a cycle late, long before the next count comes: all of the window waits for it.
+        takes_counts = Signal()
         refill = Signal()  # the entry taken in the last cycle was a filler
         # What lies behind a field that is not of full size belongs to the next item.
         count, all_ones = Signal(COUNT_BITS[-1]), Signal(COUNT_BITS[-1])
@@ -159,18 +161,22 @@ class Unpacker(wiring.Component):
         m.d.comb += [
             count.eq(bits[1:] & in_count), all_ones.eq(bits[1:] | ~in_count),
             offset.eq(bits & in_offset),
-            takes_count.eq(self._is_count & ~row_full & ~self._empty & self.o_count.ready),
+            takes_count.eq(self._is_count & takes_counts),
             window.advance.eq(
-                Mux(self._is_entry, self._flow, ~self._is_count | takes_count)),
+                Mux(self._is_entry, self._flow, ~self._is_count | takes_counts)),
             no_row.eq(bits[0] & all_ones.all()),
-            self.o_count.valid.eq(
-                self._is_count & ~row_full & ~self._empty & ~no_row),
-            self.o_count.p.eq(Mux(count == 0, 1, count)),
             self._complete.eq(
                 self._known & ~needs & ~self._valid_1 & ~refill
                 & (~self._valid | (self._is_entry & self._flow & self._used))),
         ]
-        m.d.sync += self._null.eq(0)
+        waits = self.o_count.valid & ~self.o_count.ready
+        m.d.sync += [self._null.eq(0), takes_counts.eq(~row_full & ~self._empty & ~waits)]
+        with m.If(takes_count):
+            m.d.sync += [
+                self.o_count.valid.eq(~no_row), self.o_count.p.eq(Mux(count == 0, 1, count)),
+            ]
+        with m.Elif(self.o_count.ready):
+            m.d.sync += self.o_count.valid.eq(0)
         m.d.sync += refill.eq(self._is_entry & self._flow & ~self._used)
         asks_entry = window.step & ~self._header
         with m.If(asks_entry ^ refill):  # one more or one less, known before whether at all
@@ -238,7 +244,7 @@ class Unpacker(wiring.Component):
             asked.eq(window.valid & window.advance),
             window.step_bits.eq(step_bits),
             wanted.eq(~self._header & self._known & self._needs),
-            window.step.eq(asked & (self._header | (wanted & (found | ~self._rice)))),
+            window.wants.eq(self._header | (wanted & (found | ~self._rice))),
         ]
 
         def go(state: str) -> None:

@@ -40,8 +40,9 @@ class BitWindow(wiring.Component):
     open : In(1)        Strobe: start with a fresh beat.
     discard : In(1)     Drop beats up to the last one.
     advance : In(1)     The pipeline moves.
-    step : In(1)        Step over ``step_bits`` bits, 1 to 32; only while ``valid`` and ``advance``.
-    step_bits : In(6)   How many bits the next item has.
+    wants : In(1)       Step over the next item as soon as it is ``valid`` and there is ``advance``.
+    step_bits : In(6)   How many bits it has, 1 to 32.
+    step : Out(1)       It is stepped over in this cycle.
     bits : Out(32)      An item, and what follows it.
     coming : Out(32)    What comes onto ``bits`` with the next ``advance``.
     short : Out(1)      The item that comes onto ``bits`` with the next ``advance`` is not complete.
@@ -55,8 +56,9 @@ class BitWindow(wiring.Component):
     open: Signal
     discard: Signal
     advance: Signal
-    step: Signal
+    wants: Signal
     step_bits: Signal
+    step: Signal
     bits: Signal
     coming: Signal
     valid: Signal
@@ -70,8 +72,9 @@ class BitWindow(wiring.Component):
             "open": In(1),
             "discard": In(1),
             "advance": In(1),
-            "step": In(1),
+            "wants": In(1),
             "step_bits": In(6),
+            "step": Out(1),
             "bits": Out(32),
             "coming": Out(32),
             "valid": Out(1),
@@ -103,10 +106,14 @@ class BitWindow(wiring.Component):
             ]
 
         leaves = Signal()  # the item is the last that begins in ``current``
+        could, could_leave = Signal(), Signal()  # ``advance`` comes late
         m.d.comb += [
             end.eq(position + self.step_bits),
             self.valid.eq(current_valid & following_valid),
-            leaves.eq(self.step & end[5]),
+            could.eq(self.wants & self.valid),
+            could_leave.eq(could & end[5]),
+            self.step.eq(self.advance & could),
+            leaves.eq(self.advance & could_leave),
         ]
         with m.If(self.step):
             m.d.sync += position.eq(end[:5])

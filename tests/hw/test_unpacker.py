@@ -69,7 +69,7 @@ class Run:
             ctx.set(self.dut.start, 1)
             await ctx.tick()
             ctx.set(self.dut.start, 0)
-            for _ in range(4000):
+            for _ in range(20_000):
                 *_, done = await ctx.tick().sample(self.dut.done)
                 if done or self.faults:
                     break
