@@ -30,8 +30,8 @@ _TOOLS = (
     ("ecppack", "ECPPACK", "yowasp-ecppack"),
 )
 
-#: The delay that abc9 aims at [ps]; without one it does not trade area for speed at all. Less than a
-#: clock, for it takes wires for shorter than they are.
+#: The delay that abc9 aims at [ps]; without one it does not trade area for speed at all. Less than
+#: a clock, for it takes wires for shorter than they are.
 DELAY_PS = 3000
 
 #: Cells of nextpnr's report, and what people call them.

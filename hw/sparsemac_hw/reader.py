@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The read side of the AXI4 master: three requesters, one channel of beats in order."""
 
-from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value, signed
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal, Value
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig

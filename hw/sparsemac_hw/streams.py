@@ -174,7 +174,7 @@ class Queue(wiring.Component):
         return m
 
     def _read_block(self, m: Module, memory: Memory, take: Signal) -> None:
-        """Drives ``o`` from a memory with a clocked read, which shows the word behind that on it."""
+        """Drives ``o`` from a memory with a clocked read; that shows the word behind ``o``'s."""
         read = memory.read_port()
         vacant = Signal()  # the next word can come onto ``o``
         waiting = Signal()  # a word stands in the memory, and has not been read

@@ -65,7 +65,7 @@ class WeightFetch(wiring.Component):
         capacity = config.fifo_depth * config.engines
         space = Signal(range(capacity + 1), init=capacity)
         # A burst waits beside the splitter, until it is known that there is room for it.
-        burst = Signal(splitter.o.p.shape(), reset_less=True)
+        burst: Any = Signal(weight_burst_layout(config), reset_less=True)
         held = Signal()
         room = Signal()
         granted = Signal()
