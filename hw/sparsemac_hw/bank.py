@@ -77,7 +77,9 @@ class RegisterBank(wiring.Component):
     counter : In(64)               Its value, `CounterBank.READ_CYCLES` later.
     windows : Out(array of window_layout)
     locked : In(1)                 Refuse writes to registers that the map marks as locked.
-    start_refused : In(1)          Refuse CTRL.start.
+    start_refused : In(1)          Refuse CTRL.start. Both count as they are in the cycle before the
+                                   write is done: they must not rise with that, but behind a start,
+                                   where no other write can come so soon.
     done_set : In(1)               Strobe: set STATUS.done, also if it is being cleared.
     irq : Out(1)                   STATUS.done and IRQ_ENABLE.done.
     """

@@ -154,9 +154,13 @@ class Guard(wiring.Component):
             raise ValueError(f"direction must be 'read' or 'write', not {direction!r}")
         self._config = config
         self._direction = direction
-        # A request waits for its answer; the windows that hold its page. Here for the proof to see.
+        # A request waits for its answer; the windows that hold its page; where it begins, in beats
+        # (bits below one are not even stored); its beats less one, as on the pins; whether it stays
+        # in its page. Here for the proof to see.
         self._held = Signal()
         self._covering = Signal(config.windows)
+        self._address = Signal(32 - self._beat_bits, name="address")
+        self._length, self._fits = Signal(8), Signal(name="fits")
         super().__init__({
             "i": In(stream.Signature(burst_layout)),
             "epoch": In(ID_BITS),
@@ -199,12 +203,9 @@ class Guard(wiring.Component):
         """Returns the gateware."""
         m = Module()
         held, covering = self._held, self._covering
-        # Addresses in beats: bits below a beat are not even stored.
-        address = Signal(32 - self._beat_bits)
+        address, length, fits = self._address, self._length, self._fits
         shown = Signal.like(address)
-        # Beats less one, as on the pins. Beats of 0 and of more than 256 set bit 8.
-        length, length_next = Signal(8), Signal(9)
-        fits = Signal()
+        length_next = Signal(9)  # beats of 0 and of more than 256 set bit 8
         permitted = Signal()
 
         first_beat = self.i.payload.address[self._beat_bits : PAGE_BITS]

@@ -112,10 +112,14 @@ class Containment(wiring.Component):
         beat_bytes = guard.config.bus_bytes
         first = Signal(33)  # one bit more than an address, so that nothing wraps round
         last = Signal(33)
+        request, request_last = Signal(32), Signal(33)  # of the one that waits for its answer
         chosen = Signal(guard.config.windows)
         m.d.comb += [
             first.eq(guard.addr),
             last.eq(first + Cat(C(beat_bytes - 1, beat_bytes.bit_length() - 1), guard.len)),
+            request.eq(guard._address << beat_bytes.bit_length() - 1),
+            request_last.eq(
+                request + Cat(C(beat_bytes - 1, beat_bytes.bit_length() - 1), guard._length)),
         ]
         with m.If(guard.granted):
             m.d.sync += chosen.eq(
@@ -125,8 +129,11 @@ class Containment(wiring.Component):
                 m.d.comb += [
                     Assert(~self._may_change, "held though stopped"),
                     Assert(~guard._covering[self.part]
-                           | self._covers(self.part, guard.denied_address[12:]), "misjudged"),
+                           | self._covers(self.part, request[12:]), "misjudged"),
                 ]
+        elif self.part == "burst":
+            with m.If(guard._held & guard._fits):
+                m.d.comb += Assert(request[12:] == request_last[12:32], "misjudged")
         with m.If(guard.valid):
             if self.part == "window":
                 m.d.comb += Assert(chosen.any(), "in no window")
