@@ -114,7 +114,7 @@ def check(
     *,
     mode: Literal["prove", "cover", "bmc"] = "prove",
     depth: int = 4,
-    timeout: int = 60,
+    timeout: int = 300,
 ) -> FormalResult:
     """Checks the statements in a harness.
 

@@ -128,7 +128,7 @@ def tools():
 def test_B4_B5_B7_B9_hold_for_any_host(tmp_path):
     # A read that is under way shows by its answer: the induction is longer than that takes.
     depth = RegisterBank.READ_CYCLES + 2
-    result = check(Rules(RegisterBank(CoreConfig())), tmp_path, depth=depth, timeout=300)
+    result = check(Rules(RegisterBank(CoreConfig())), tmp_path, depth=depth)
     assert result.passed, result.log
 
 

@@ -80,7 +80,7 @@ def test_e5_a_line_that_dies_is_an_error_and_works_again_when_it_is_back():
 def test_e5_a_line_that_dies_in_a_transfer_ends_it_in_time_and_harms_nothing():
     data = np.random.default_rng(5).integers(0, 256, 60_000).astype(np.uint8).tobytes()
     with SimulatedBoard(CONFIG) as board:
-        with uart.open_device(board.port, CONFIG, timeout=0.05, retries=3) as device:
+        with uart.open_device(board.port, CONFIG, timeout=0.25, retries=3) as device:
             puller = threading.Timer(0.3, board.unplug)
             puller.start()
             with pytest.raises(OutcomeUnknown, match="WRITE_MEMORY at 0x"):
