@@ -60,7 +60,7 @@ class RegisterBank(wiring.Component):
 
     Latency: a write takes effect `WRITE_CYCLES` after both address and data were taken, and its
     response is up in the next cycle; read data are up `READ_CYCLES` after the address was taken.
-    Throughput: one write every 4 cycles, one read every 9.
+    Throughput: one write every 3 cycles, one read every 9.
 
     Parameters
     ----------
@@ -77,14 +77,12 @@ class RegisterBank(wiring.Component):
     counter : In(64)               Its value, `CounterBank.READ_CYCLES` later.
     windows : Out(array of window_layout)
     locked : In(1)                 Refuse writes to registers that the map marks as locked.
-    start_refused : In(1)          Refuse CTRL.start. Both count as they are in the cycle before the
-                                   write is done: they must not rise with that, but behind a start,
-                                   where no other write can come so soon.
+    start_refused : In(1)          Refuse CTRL.start.
     done_set : In(1)               Strobe: set STATUS.done, also if it is being cleared.
     irq : Out(1)                   STATUS.done and IRQ_ENABLE.done.
     """
 
-    WRITE_CYCLES = 3
+    WRITE_CYCLES = 2
     READ_CYCLES = 8
 
     bus: Any
@@ -168,19 +166,11 @@ class RegisterBank(wiring.Component):
         word = Signal(32, reset_less=True)
         strobe = Signal(4, reset_less=True)
         have_address, have_word = Signal(), Signal()
-        # First the address is decoded, then the write is judged, then it is done.
-        decoded, do_write = Signal(), Signal()
-        accepts, accepted = Signal(), Signal()
-        waits = Signal()
-        m.d.comb += [
-            bus.awready.eq(~have_address),
-            bus.wready.eq(~have_word),
-            # A write waits until the last one's response has left, so none can be lost.
-            waits.eq(have_address & have_word & ~bus.bvalid & ~do_write),
-        ]
-        m.d.sync += [
-            decoded.eq(waits), do_write.eq(waits & decoded), accepted.eq(accepts),
-        ]
+        do_write = Signal()  # a cycle late, in which the address is decoded
+        starts, accepted = Signal(), Signal()
+        m.d.comb += [bus.awready.eq(~have_address), bus.wready.eq(~have_word)]
+        # A write waits until the last one's response has left, so none can be lost.
+        m.d.sync += do_write.eq(have_address & have_word & ~bus.bvalid & ~do_write)
         with m.If(~have_address):
             m.d.sync += [address.eq(bus.awaddr), have_address.eq(bus.awvalid)]
         with m.If(~have_word):
@@ -191,22 +181,27 @@ class RegisterBank(wiring.Component):
         with m.Elif(bus.bready):
             m.d.sync += bus.bvalid.eq(0)
 
+        known, lockable = [], []
         for register in self._map:
             if register.writable:
                 chosen = Signal(name=f"chosen_{register.name.lower()}")
                 m.d.sync += chosen.eq(address[2:] == register.byte_offset >> 2)
+                known.append(chosen)
+                if register.locked:
+                    lockable.append(chosen)
                 with m.If(chosen):
-                    m.d.comb += accepts.eq(~self.locked if register.locked else 1)
                     for field in register.fields:
-                        self._write(m, register, field, do_write, word, strobe, done, accepts,
-                                    accepted)
+                        self._write(m, register, field, do_write, word, strobe, done, starts)
+        m.d.comb += accepted.eq(
+            Cat(known).any() & ~(Cat(lockable).any() & self.locked)
+            & ~(starts & self.start_refused))
         with m.If(self.done_set):  # last, so that it wins over a write that clears
             m.d.sync += done.eq(1)
         return do_write & ~accepted
 
     def _write(
         self, m: Module, register: Register, field: Field, do_write: Value, word: Value,
-        strobe: Value, done: Signal, accepts: Signal, accepted: Signal,
+        strobe: Value, done: Signal, starts: Signal,
     ) -> None:  # fmt: skip
         """Carries out what a write does to one field."""
         lsb, end = field.lsb, field.lsb + field.width
@@ -218,14 +213,15 @@ class RegisterBank(wiring.Component):
             override = Cat(
                 word[f.lsb] & strobe[f.lsb // 8] for f in register.fields if f is not field
             ).any()
-            start = one & ~override
-            m.d.comb += accepts.eq(~(start & self.start_refused))
-            m.d.comb += self._member(register, field).eq(do_write & start & accepted)
+            m.d.comb += [
+                starts.eq(one & ~override),
+                self._member(register, field).eq(do_write & starts & ~self.start_refused),
+            ]
         elif field.access == "W1S":
             m.d.comb += self._member(register, field).eq(do_write & one)
         elif field.access == "RW":
             target = self._member(register, field)
-            allowed = do_write & accepted if register.locked else do_write
+            allowed = do_write & ~self.locked if register.locked else do_write
             for low in range(lsb - lsb % 8, end, 8):  # byte by byte: the strobe is a clock enable
                 first, last = max(low, lsb), min(low + 8, end)
                 with m.If(allowed & strobe[low // 8]):

@@ -109,7 +109,7 @@ class JobControl(wiring.Component):
             "commands": In(16).array(len(FaultOwner)),
             "start": Out(1),
             "clear": Out(1),
-            "stop": Out(1, init=1),  # pyright: ignore[reportCallIssue]
+            "stop": Out(1),
             "busy": Out(1),
             "done": Out(1),
             "draining": Out(1),
@@ -123,6 +123,7 @@ class JobControl(wiring.Component):
         m = Module()
         outstanding = Signal()
         failing = Signal()
+        stop = Signal(init=1)
         quiet = Signal()  # the bus owes nothing
         timed_out = Signal()  # the job ends with TIMEOUT
         expired = Signal()
@@ -140,12 +141,12 @@ class JobControl(wiring.Component):
             with m.State("START"):  # all parts are being cleared, and are clear in the next cycle
                 with m.If(~self.clear):
                     m.d.comb += self.start.eq(~self.soft_reset)
-                    m.d.sync += self.stop.eq(self.soft_reset)
+                    m.d.sync += stop.eq(self.soft_reset)
                     m.next = "RUN"
                 with m.If(self.soft_reset):
                     m.next = "IDLE"
             with m.State("RUN"):  # commands are at work
-                m.d.sync += self.stop.eq(
+                m.d.sync += stop.eq(
                     self.abort | failing | expired | self.finished | self.soft_reset)
                 with m.If(self.abort | failing | expired):
                     m.d.sync += self.fault_count.eq(self.fault_count + 1)
@@ -172,7 +173,7 @@ class JobControl(wiring.Component):
         self._record(m, fsm.ongoing("RUN"), timed_out)
         with m.If(~fsm.ongoing("STOP")):
             m.d.sync += quiet.eq(0)
-        m.d.comb += self.busy.eq(~fsm.ongoing("IDLE"))
+        m.d.comb += [self.busy.eq(~fsm.ongoing("IDLE")), self.stop.eq(stop)]
         self._drain(m, outstanding, expired)
         self._count_epochs(m, outstanding)
         return m

@@ -159,8 +159,9 @@ class Guard(wiring.Component):
         # in its page. Here for the proof to see.
         self._held = Signal()
         self._covering = Signal(config.windows)
-        self._address = Signal(32 - self._beat_bits, name="address")
-        self._length, self._fits = Signal(8), Signal(name="fits")
+        self._address = Signal(32 - self._beat_bits)
+        self._length = Signal(8)
+        self._fits = Signal()
         super().__init__({
             "i": In(stream.Signature(burst_layout)),
             "epoch": In(ID_BITS),

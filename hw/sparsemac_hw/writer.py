@@ -32,7 +32,7 @@ class Writer(wiring.Component):
     with strobes at those that are ``filled``. A burst is asked for on ``o_burst`` when all its
     beats are here, and its beats go out only after the guard's ``granted``: so W never waits for
     an engine, and never carries what the guard has not let out. After ``denied`` nothing more is
-    taken up, and what is asked for already finds the guard stopped: the job has failed.
+    asked for: the job has failed, and the guard has been stopped before it could answer again.
 
     ``clear`` (a soft reset) forgets all words, and which responses are outstanding: responses of
     another ``epoch`` are *stale*, and counted no more. Beats of bursts that have been granted are
@@ -229,7 +229,7 @@ class Writer(wiring.Component):
         with m.If(ask.valid & ask.ready):
             m.d.sync += asked.eq(burst[1:])
         with m.If(self.denied):
-            m.d.sync += halted.eq(1)
+            m.d.sync += [halted.eq(1), ask.valid.eq(0)]
         m.d.sync += committed.eq(committed + _step(committed, taken, answered))
         with m.If(self.clear):
             m.d.sync += [halted.eq(0), committed.eq(0), ask.valid.eq(0)]

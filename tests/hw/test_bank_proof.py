@@ -2,7 +2,7 @@
 """Proofs of the register bank, for any host: responses, locks and the interrupt."""
 
 import pytest
-from amaranth.hdl import Assert, Cat, Cover, Module, Mux, ResetSignal, Signal, Value
+from amaranth.hdl import Assert, Cat, Cover, Module, ResetSignal, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 from sparsemac.config import CoreConfig
@@ -98,22 +98,19 @@ class Rules(wiring.Component):
         locked = Cat(
             Value.cast(bank.windows), bank.command_address, bank.command_count, bank.watchdog
         )
-        # A write is judged in the cycle before it is done, and shows in the cycle behind that.
-        held, was_locked, was_set = Signal(len(locked)), Signal(2), Signal()
-        was_refused = Signal()
+        held, was_locked, was_set = Signal(len(locked)), Signal(), Signal()
         m.d.sync += [
             held.eq(locked),
-            was_locked.eq(Mux(ResetSignal(), 0, Cat(self.locked, was_locked))),
-            was_refused.eq(self.start_refused & ~ResetSignal()),
+            was_locked.eq(self.locked & ~ResetSignal()),
             was_set.eq(self.done_set & ~ResetSignal()),
         ]
-        with m.If(was_locked[1]):
+        with m.If(was_locked):
             m.d.comb += Assert(locked == held, "changed under lock")
         with m.If(was_set):
             m.d.comb += Assert(bank.irq == bank.irq_enable_done, "an event was lost")
         with m.If(bank.ctrl_start):
             m.d.comb += Assert(
-                ~was_refused & ~bank.ctrl_abort & ~bank.ctrl_soft_reset, "a start too many"
+                ~self.start_refused & ~bank.ctrl_abort & ~bank.ctrl_soft_reset, "a start too many"
             )
 
 

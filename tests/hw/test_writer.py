@@ -333,6 +333,7 @@ def test_denied_word_ends_all_requests():
             await ctx.tick()
         assert ctx.get(bench.dut.outstanding) == 0
         assert not ctx.get(bench.dut.owed)
+        assert not ctx.get(bench.dut.o_burst.valid)
         assert len(bench.granted) == bench.beats == 6
         assert bench.memory.items() <= bench.expected_memory().items()
         # After a soft reset all is well again.

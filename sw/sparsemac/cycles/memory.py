@@ -95,10 +95,10 @@ class DataPins:
     """The data channels: beats of read bursts and of output words, each kind in order.
 
     With a limit, both take their bytes from one bucket that holds two beats. When it has but one
-    beat left, reads go first in even cycles, and in odd ones both go on credit, as in
-    ``sim/sparsemac_sim/native/memory.h`` for the first job of a device that was just opened. Where
-    it is the other way round, and the limit well below a beat per cycle, a job takes up to 3 % more
-    or less.
+    beat left, reads go first in odd cycles, and in even ones both go on credit, as in
+    ``sim/sparsemac_sim/native/memory.h``. There cycle 0 is even for the first job of a device that
+    was just opened, and so it is here; where it is odd, and the limit well below a beat per cycle,
+    a job takes up to 3 % more or less.
     """
 
     def __init__(self, clock: Clock, memory: MemoryModel, beat_bytes: int) -> None:
@@ -160,7 +160,7 @@ class DataPins:
         left = self._fill(now)
         if left >= self._beat_bytes and min(read, write) <= now:
             reads, writes = read <= now, write <= now
-            if reads and writes and not now % 2 and left < 2 * self._beat_bytes:
+            if reads and writes and now % 2 and left < 2 * self._beat_bytes:
                 writes = False
             self._left = left - (reads + writes) * self._beat_bytes
             self._filled = now
