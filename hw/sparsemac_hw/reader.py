@@ -152,7 +152,7 @@ class Reader(wiring.Component):
         """Returns the gateware."""
         m = Module()
         self._owed = Signal()  # beats of this epoch are outstanding
-        tracking = Queue(self._track_layout, self.BURSTS_UNDER_WAY, block=True)
+        self._tracking = tracking = Queue(self._track_layout, self.BURSTS_UNDER_WAY, block=True)
         m.submodules.tracking = ResetInserter(self.clear)(tracking)
         self._arbitrate(m, tracking.i)
         self._check(m, tracking.o)
@@ -160,10 +160,11 @@ class Reader(wiring.Component):
 
     def _arbitrate(self, m: Module, track: stream.Interface) -> None:
         """Picks a request, notes whose it is, and holds it until the guard takes it."""
-        held = Signal()
+        held = Signal()  # a request stands in its client's register
+        asked = self.o_burst.valid  # one stands before the guard
         request_layout = data.StructLayout({
             name: field.shape for name, field in self._track_layout if name != "client"})
-        client = Signal(ReadClient)
+        client, asking = Signal(ReadClient), Signal(ReadClient)
         vacant = Signal()
         taken = Signal()
         weights_turn = Signal()
@@ -182,7 +183,13 @@ class Reader(wiring.Component):
 
         # A register for each client, which its own reset keeps at 0 unless that is chosen: so a
         # multiplexer of requests is no more than an OR.
-        m.d.comb += [vacant.eq(~held & track.ready), taken.eq(0)]
+        # A burst is noted in the cycle after the guard has taken it, so from flip-flops; still no
+        # beat of it can be here before the note.
+        noted = Signal()
+        level = self._tracking.level
+        full = level[-1] | (level[:-1].all() & (noted | asked))
+        m.d.comb += [vacant.eq(~held & ~full), taken.eq(0)]
+        m.d.sync += noted.eq(asked & self.o_burst.ready & ~self.clear)
         merged: Value = Const(0, request_layout.size)
         for source, request in requests.items():
             kept = Signal(request_layout, name=f"kept_{source.name.lower()}", reset_less=True)
@@ -200,22 +207,24 @@ class Reader(wiring.Component):
             with m.If(request.valid & request.ready):
                 m.d.comb += taken.eq(1)
             merged = merged | Value.cast(kept)
+        request = Signal(request_layout, reset_less=True)
         with m.If(~held):
             m.d.sync += [client.eq(choice), held.eq(taken)]
-        with m.Elif(self.o_burst.ready):
-            m.d.sync += [held.eq(0), self.culprit.eq(client)]
-        with m.If(self.clear):
+        with m.Elif(~asked):
             m.d.sync += held.eq(0)
+        with m.If(~asked):
+            m.d.sync += [asked.eq(held), asking.eq(client), Value.cast(request).eq(merged)]
+        with m.Elif(self.o_burst.ready):
+            m.d.sync += [asked.eq(0), self.culprit.eq(asking)]
+        with m.If(self.clear):
+            m.d.sync += [held.eq(0), asked.eq(0)]
         with m.If(taken & (choice != ReadClient.COMMANDS)):
             m.d.sync += weights_turn.eq(choice == ReadClient.LOAD)
-        request = request_layout(merged)
         m.d.comb += [
-            self.o_burst.valid.eq(held),
             self.o_burst.payload.address.eq(Cat(Const(0, self._beat_bits), request.address)),
             self.o_burst.payload.beats.eq(request.last_idx + 1),
-            # It is noted as it leaves: no beat of it can be here before the note.
-            track.valid.eq(held & self.o_burst.ready & ~self.clear),
-            track.payload.client.eq(client),
+            track.valid.eq(noted),
+            track.payload.client.eq(asking),
             track.payload.address.eq(request.address),
             track.payload.last_idx.eq(request.last_idx),
             track.payload.closing.eq(request.closing),

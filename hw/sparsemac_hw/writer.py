@@ -168,6 +168,10 @@ class Writer(wiring.Component):
         )
         for e in range(self._config.engines):
             wiring.connect(m, wiring.flipped(self.i[e]), merger.i[e])
+        # The guard's answer goes far: from flip-flops. A burst that was granted as ``clear`` came is
+        # owed, but of another epoch.
+        self._owes, self._granted = Signal(), Signal()
+        m.d.sync += [self._owes.eq(self.granted), self._granted.eq(self.granted & ~self.clear)]
         purge = Signal()  # after ``clear``, until all that is owed is gone
         answered = Signal()  # a response of this epoch, to a burst whose data is complete
         self._enqueue(m, merger, purge)
@@ -209,7 +213,9 @@ class Writer(wiring.Component):
     def _request(self, m: Module, answered: Signal) -> None:
         """Asks for bursts, and keeps the address of the one that waits for its answer."""
         bursts, ask = self._bursts, self.o_burst
+        # The guard may take the next request with its answer to this one.
         asked = Signal.like(self._awaited.i.payload, reset_less=True)
+        granted_address = Signal.like(asked)
         committed = Signal(range(self.MAX_OUTSTANDING + 1))  # asked for, or outstanding
         halted = Signal()
         taken = Signal()
@@ -221,9 +227,10 @@ class Writer(wiring.Component):
             bursts.o.ready.eq(
                 (~ask.valid | ask.ready) & ~halted & (committed != self.MAX_OUTSTANDING)),
             taken.eq(bursts.o.valid & bursts.o.ready),
-            self._awaited.i.payload.eq(asked),
-            self._awaited.i.valid.eq(self.granted),
+            self._awaited.i.payload.eq(granted_address),
+            self._awaited.i.valid.eq(self._granted),
         ]
+        m.d.sync += granted_address.eq(asked)
         with m.If(~ask.valid | ask.ready):
             m.d.sync += [burst.eq(bursts.o.payload), ask.valid.eq(taken)]
         with m.If(ask.valid & ask.ready):
@@ -248,13 +255,13 @@ class Writer(wiring.Component):
             beats.o.ready.eq(free & owed_words.any()),
             take.eq(beats.o.valid & beats.o.ready),
             idle_strobes.eq(purge | self.clear),
-            flush.eq(purge & ~owed_words.any()),
-            self.owed.eq(self.wvalid | owed_words.any()),
+            flush.eq(purge & ~owed_words.any() & ~self._owes),
+            self.owed.eq(self.wvalid | owed_words.any() | self._owes),
             self.beat.eq(self.wvalid & self.wready),
         ]
         strobes, count = self._strobes(beats.o.payload)
         m.d.sync += owed_words.eq(
-            owed_words + _step(owed_words, self.granted, take & beats.o.payload.last))
+            owed_words + _step(owed_words, self._owes, take & beats.o.payload.last))
         with m.If(free):
             m.d.sync += [
                 self.wvalid.eq(take),

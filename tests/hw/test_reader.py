@@ -62,22 +62,23 @@ class Bench:
         return random.Random(address).getrandbits(self.config.bus_width)
 
     async def guard(self, ctx):
-        """Takes requests and lets each out a while later."""
-        waiting = deque()
+        """Takes requests and lets each out two cycles later, or more."""
+        waiting, cycle = deque(), 0
         dut = self.dut
         while True:
+            cycle += 1
             ready = self.rng.random() >= self.stall
-            issue = bool(waiting) and self.rng.random() >= self.stall
+            issue = bool(waiting) and waiting[0][2] < cycle and self.rng.random() >= self.stall
             ctx.set(dut.o_burst.ready, ready)
             ctx.set(dut.issued, issue)
             if issue:
-                address, beats = waiting.popleft()
+                address, beats, _ = waiting.popleft()
                 ctx.set(dut.issued_beats, beats)
             *_, valid, burst = await ctx.tick().sample(dut.o_burst.valid, dut.o_burst.payload)
             if issue:
                 self.pins.append((self.epoch, address, beats))
             if valid and ready:
-                waiting.append((burst.address, burst.beats))
+                waiting.append((burst.address, burst.beats, cycle + 1))
                 self.asked.append((burst.address, burst.beats))
 
     async def memory(self, ctx):

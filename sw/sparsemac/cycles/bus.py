@@ -15,7 +15,7 @@ COMMANDS, LOADS, WEIGHTS = range(3)
 
 #: Cycles from a request to its address on the bus, from one request to the next, and from a beat on
 #: the bus to whoever asked for it.
-ADDRESS_CYCLES, REQUEST_CYCLES, CHECK_CYCLES = 3, 2, 2
+ADDRESS_CYCLES, REQUEST_CYCLES, CHECK_CYCLES = 4, 2, 2
 
 #: Read bursts that may be under way.
 READS_UNDER_WAY = 16
