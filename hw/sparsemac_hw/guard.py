@@ -23,8 +23,9 @@ PAGE_BITS = WINDOW_GRANULE_BYTES.bit_length() - 1
 class WindowLookup(wiring.Component):
     """Finds the windows that hold a page, for two guards: comparators are most of what they take.
 
-    A page per cycle. If both guards ask they have it in turns, so neither waits for the other for
-    longer than a cycle, and a request that waits for its address channel does not keep it.
+    A page per cycle. If both guards ask they have it in turns, so that a request which waits for its
+    address channel does not keep it from the other. Whose turn it is follows from the cycle before:
+    the comparators are slow enough, so the write guard waits for a cycle if it did not ask then.
 
     Latency: none, ``covering`` belongs to the guard whose ``turn`` it is.
 
@@ -65,11 +66,9 @@ class WindowLookup(wiring.Component):
         """Returns the gateware."""
         m = Module()
         second = Signal()
-        favourite = Signal()
         page = Signal(32 - PAGE_BITS)
-        m.d.sync += favourite.eq(~favourite)
+        m.d.sync += second.eq(self.asks[1] & ~(self.asks[0] & second))
         m.d.comb += [
-            second.eq(self.asks[1] & (~self.asks[0] | favourite)),
             self.turns[0].eq(~second),
             self.turns[1].eq(second),
             page.eq(Mux(second, self.pages[1], self.pages[0])),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens to a sum behind the lanes: bias, partial sums, requantization, output words."""
 
+from itertools import pairwise
 from typing import Any
 
 from amaranth.hdl import Module, Mux, Signal, Value, signed
@@ -93,32 +94,34 @@ class ResultPath(wiring.Component):
         wiring.connect(m, assembler.o, wiring.flipped(self.o))
 
         tag = self._sequence(m)
-        # Stages: the row and the partial sum are read; what to add stands in flip-flops.
+        # Stages: the row and the partial sum are read; that stands behind its memory; what to add
+        # has been chosen.
         stages = data.StructLayout({
             "acc": signed(config.acc_width), "tag": tag_layout(config), "row": row_layout,
         })
-        first = Signal(stages, reset_less=True)
-        second = Signal(stages, reset_less=True)
-        valid_1, valid_2 = Signal(), Signal()
+        first, second, third = (
+            Signal(stages, name=name, reset_less=True) for name in ("first", "second", "third"))
+        valid = [Signal(name=f"valid_{k}") for k in range(1, 4)]
         m.d.sync += [
-            valid_1.eq(self.i_valid), valid_2.eq(valid_1), second.eq(first),
             first.acc.eq(self.i_acc), first.tag.eq(tag), first.row.eq(self.i_row.p),
+            second.eq(first), third.eq(second),
+            *(later.eq(now) for now, later in pairwise([self.i_valid, *valid])),
         ]
         if config.psum_depth:
             psum = self._partial_sums(m, requantizer)
             with m.If(command.psum_in):
-                m.d.sync += second.row.bias.eq(psum)
+                m.d.sync += third.row.bias.eq(psum)
         m.d.comb += [
-            requantizer.i_valid.eq(valid_2),
-            requantizer.i_acc.eq(second.acc),
-            requantizer.i_addend.eq(second.row.bias),
-            requantizer.i_multiplier.eq(second.row.multiplier),
-            requantizer.i_shift.eq(second.row.shift),
+            requantizer.i_valid.eq(valid[-1]),
+            requantizer.i_acc.eq(third.acc),
+            requantizer.i_addend.eq(third.row.bias),
+            requantizer.i_multiplier.eq(third.row.multiplier),
+            requantizer.i_shift.eq(third.row.shift),
             requantizer.i_mode.eq(command.mode),
             requantizer.i_zero_point.eq(command.zero_point),
             requantizer.i_low.eq(command.low),
             requantizer.i_high.eq(command.high),
-            requantizer.i_tag.eq(second.tag),
+            requantizer.i_tag.eq(third.tag),
             assembler.i_valid.eq(requantizer.o_valid & ~command.psum_out),
             assembler.i.value.eq(requantizer.o_value),
             assembler.i.raw.eq(requantizer.o_tag.raw),
@@ -219,6 +222,7 @@ class ResultPath(wiring.Component):
         depth = self._config.psum_depth
         m.submodules.psums = psums = Memory(shape=signed(32), depth=depth, init=[])
         read, write = psums.read_port(), psums.write_port()
+        psum = Signal(signed(32), reset_less=True)  # behind the slow memory
         read_idx = Signal(range(depth + 1))
         write_idx = Signal(range(depth))
         uses = Signal()
@@ -231,6 +235,7 @@ class ResultPath(wiring.Component):
             write.en.eq(requantizer.o_sum_valid & self.command.psum_out),
             self.overrun.eq(self.i_valid & uses & (read_idx == depth)),
         ]
+        m.d.sync += psum.eq(read.data)
         with m.If(self.start):
             m.d.sync += [read_idx.eq(0), write_idx.eq(0)]
         with m.Else():
@@ -238,4 +243,4 @@ class ResultPath(wiring.Component):
                 m.d.sync += read_idx.eq(read_idx + 1)
             with m.If(write.en):
                 m.d.sync += write_idx.eq(write_idx + 1)
-        return read.data
+        return psum

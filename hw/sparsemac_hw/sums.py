@@ -98,7 +98,7 @@ class SumQueue(wiring.Component):
     thus costs no more than a group's worth of cycles, as long as longer rows give the one result
     per cycle behind this queue time to catch up.
 
-    Latency: 2 cycles, none with a single bus. Throughput: one sum per cycle.
+    Latency: 3 cycles, none with a single bus. Throughput: one sum per cycle.
 
     Parameters
     ----------
@@ -144,12 +144,14 @@ class SumQueue(wiring.Component):
         read_count = Signal(bits + 1 + bus_bits)
         bus_idx = read_count[group_bits:][:bus_bits]
         read_ptr = Cat(read_count[:group_bits], read_count[group_bits + bus_bits :])
+        bus_read = Signal(bus_bits, reset_less=True)  # whose sum has been read
+        valid_read = Signal()
         write_ptrs, words = [], []
         for b in range(buses):
             memory = Memory(shape=signed(config.acc_width), depth=self._words * group, init=[],
                             attrs={"ram_style": "block"})
             m.submodules[f"bus_{b}"] = memory
-            write, read = memory.write_port(), memory.read_port(domain="comb")
+            write, read = memory.write_port(), memory.read_port()
             write_ptr = Signal(bits + 1, name=f"write_ptr_{b}")
             word = Signal(signed(config.acc_width), name=f"word_{b}", reset_less=True)
             m.d.comb += [
@@ -160,9 +162,9 @@ class SumQueue(wiring.Component):
             ]
             with m.If(self.i_valid[b]):
                 m.d.sync += write_ptr.eq(write_ptr + 1)
-            # The output register of the memory: cleared where there is nothing, to be merged by OR.
+            # Behind the slow memory; cleared where there is nothing, to be merged by OR.
             m.d.sync += word.eq(read.data)
-            with m.If(bus_idx != b):
+            with m.If(bus_read != b):
                 m.d.sync += word.eq(0)
             write_ptrs.append(write_ptr)
             words.append(word)
@@ -170,6 +172,8 @@ class SumQueue(wiring.Component):
         m.d.comb += available.eq(Array(write_ptrs)[bus_idx] != read_ptr)
         with m.If(available):
             m.d.sync += read_count.eq(read_count + 1)
-        m.d.sync += self.o_valid.eq(available)
+        m.d.sync += [
+            bus_read.eq(bus_idx), valid_read.eq(available), self.o_valid.eq(valid_read),
+        ]
         m.d.comb += self.o_acc.eq(reduce(or_, words))
         return m

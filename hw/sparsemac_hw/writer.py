@@ -168,7 +168,7 @@ class Writer(wiring.Component):
         )
         for e in range(self._config.engines):
             wiring.connect(m, wiring.flipped(self.i[e]), merger.i[e])
-        # The guard's answer goes far: from flip-flops. A burst that was granted as ``clear`` came is
+        # The guard's answer goes far: from flip-flops. A burst granted as ``clear`` came is still
         # owed, but of another epoch.
         self._owes, self._granted = Signal(), Signal()
         m.d.sync += [self._owes.eq(self.granted), self._granted.eq(self.granted & ~self.clear)]
@@ -216,7 +216,10 @@ class Writer(wiring.Component):
         # The guard may take the next request with its answer to this one.
         asked = Signal.like(self._awaited.i.payload, reset_less=True)
         granted_address = Signal.like(asked)
-        committed = Signal(range(self.MAX_OUTSTANDING + 1))  # asked for, or outstanding
+        # Asked for, or outstanding; what was taken in the last cycle is still to be counted.
+        committed = Signal(range(self.MAX_OUTSTANDING + 1))
+        taken_before = Signal()
+        full = Signal()
         halted = Signal()
         taken = Signal()
         # A request stands in flip-flops: the windows are looked up on its way out.
@@ -225,8 +228,9 @@ class Writer(wiring.Component):
             ask.payload.address.eq(burst[1:] << self._beat_bits),
             ask.payload.beats.eq(Mux(burst[0], self._word_beats(True), self._word_beats(False))),
             bursts.o.ready.eq(
-                (~ask.valid | ask.ready) & ~halted & (committed != self.MAX_OUTSTANDING)),
+                (~ask.valid | ask.ready) & ~halted & ~full),
             taken.eq(bursts.o.valid & bursts.o.ready),
+            full.eq(committed[-1] | (committed[:-1].all() & taken_before)),
             self._awaited.i.payload.eq(granted_address),
             self._awaited.i.valid.eq(self._granted),
         ]
@@ -237,9 +241,14 @@ class Writer(wiring.Component):
             m.d.sync += asked.eq(burst[1:])
         with m.If(self.denied):
             m.d.sync += [halted.eq(1), ask.valid.eq(0)]
-        m.d.sync += committed.eq(committed + _step(committed, taken, answered))
+        m.d.sync += [
+            taken_before.eq(taken),
+            committed.eq(committed + _step(committed, taken_before, answered)),
+        ]
         with m.If(self.clear):
-            m.d.sync += [halted.eq(0), committed.eq(0), ask.valid.eq(0)]
+            m.d.sync += [
+                halted.eq(0), committed.eq(0), taken_before.eq(0), ask.valid.eq(0),
+            ]
         m.d.comb += self.outstanding.eq(self._awaited.level)
 
     def _send(self, m: Module, purge: Signal, flush: Signal) -> Signal:

@@ -233,6 +233,7 @@ def test_two_guards_have_the_lookup_in_turns():
         for asks in ([1, 0], [0, 1], [1, 1]):
             for k in range(2):
                 ctx.set(lookup.asks[k], asks[k])
+            await ctx.tick()  # whose turn it is follows a cycle later
             turns = []
             for _ in range(4):
                 turns.append(ctx.get(lookup.turns[1]))

@@ -170,6 +170,8 @@ class Store:
                 time = self._asked + 1
             if before >= 0 and time <= answered[before] + 1:
                 time = answered[before] + 2
+            # Unless it was the writes' turn at the windows in the last cycle, it is in the next.
+            time += time > self._asked + 1
             self._asked = time
             before += 1
             self._under_way += 1
