@@ -23,9 +23,9 @@ PAGE_BITS = WINDOW_GRANULE_BYTES.bit_length() - 1
 class WindowLookup(wiring.Component):
     """Finds the windows that hold a page, for two guards: comparators are most of what they take.
 
-    A page per cycle. If both guards ask they have it in turns, so that a request which waits for its
-    address channel does not keep it from the other. Whose turn it is follows from the cycle before:
-    the comparators are slow enough, so the write guard waits for a cycle if it did not ask then.
+    A page per cycle. If both guards ask they have it in turns, so a request that waits for its
+    address channel does not keep it. Whose turn it is follows from the cycle before, for
+    comparators are slow enough: the write guard waits for a cycle if it did not ask then.
 
     Latency: none, ``covering`` belongs to the guard whose ``turn`` it is.
 

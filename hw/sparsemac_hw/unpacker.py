@@ -232,6 +232,7 @@ class Unpacker(wiring.Component):
         field_bits = Mux(self._absolute, 16, command.delta_bits)
         m.d.sync += entry_bits.eq(field_bits + Mux(self._int4, 4, 8))
         running, asked = Signal(), Signal()
+        discards = Signal()  # the state, decoded: the stream's queue waits for it
         wanted = Signal()  # the row needs another entry
         found = self._read_masks(m, wanted)
         count_bits, offset_bits = Signal(6, reset_less=True), Signal(6, reset_less=True)
@@ -241,6 +242,7 @@ class Unpacker(wiring.Component):
         # Known before the state is needed: the window's adder is in the longest path.
         step_bits = Signal(6, reset_less=True)
         m.d.comb += [
+            window.discard.eq(discards),
             asked.eq(window.valid & window.advance),
             window.step_bits.eq(step_bits),
             wanted.eq(~self._header & self._known & self._needs),
@@ -250,7 +252,7 @@ class Unpacker(wiring.Component):
         def go(state: str) -> None:
             m.next = state
             if state == "DISCARD":
-                m.d.sync += self._header.eq(0)
+                m.d.sync += [self._header.eq(0), discards.eq(1)]
             else:
                 m.d.sync += [
                     self._asked.eq(getattr(Item, state)), self._header.eq(state != "ENTRY"),
@@ -314,9 +316,8 @@ class Unpacker(wiring.Component):
                 with m.If(self._valid & (self._item == Item.MASK)):
                     go("ENTRY")
             with m.State("DISCARD"):  # padding behind the last row
-                m.d.comb += window.discard.eq(1)
                 with m.If(window.ended):
-                    m.d.sync += running.eq(0)
+                    m.d.sync += [running.eq(0), discards.eq(0)]
                     m.next = "IDLE"
         with m.If(self._null):  # no row at all: nor is there what was asked for behind it
             m.d.sync += [self._valid_1.eq(0), self._valid.eq(0)]
