@@ -9,6 +9,8 @@ from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_int_in
 from sparsemac.commands import OutputMode
 
+from .ecp5 import Product, is_ecp5
+
 __all__ = ["Requantizer"]
 
 #: The product is shifted right by this many bits before ``i_shift`` counts: multipliers are Q31.
@@ -123,7 +125,7 @@ class Requantizer(wiring.Component):
         ]
         self._accompany(m)
         total, multiplier, shift = self._add(m, raw)
-        product, shift = self._multiply(m, total, multiplier, shift)
+        product, shift = self._multiply(m, total, multiplier, shift, platform)
         self._scale(m, product, shift, raw, double)
         return m
 
@@ -163,22 +165,31 @@ class Requantizer(wiring.Component):
         return total, multiplier, shift
 
     def _multiply(
-        self, m: Module, total: Signal, multiplier: Signal, shift: Signal
+        self, m: Module, total: Signal, multiplier: Signal, shift: Signal, platform: object
     ) -> tuple[Signal, Signal]:
-        """Stages 2 to 5: operands, four products, two sums of them, their sum from bit 30 up.
-
-        Operands have registers of their own, to lie beside the multipliers: a product alone takes
-        most of a cycle.
-        """
-        offset = self._at(m, 2, "offset", Cat(total[:31], ~total[31]))  # total + 2**31, unsigned
-        multiplier = self._at(m, 2, "multiplier", multiplier)
+        """Stages 2 to 5: operands, four products, two sums of them, their sum from bit 30 up."""
+        early = Cat(total[:31], ~total[31]), multiplier  # total + 2**31, unsigned
+        offset = self._at(m, 2, "offset", early[0])
+        multiplier = self._at(m, 2, "multiplier", early[1])
         shift = self._at(m, 2, "shift", shift)
-        a0, a1 = offset[:HALF_BITS], offset[HALF_BITS:]
-        b0, b1 = multiplier[:HALF_BITS], multiplier[HALF_BITS:]
-        low = self._at(m, 3, "product_low", a0 * b0)
-        cross_0 = self._at(m, 3, "product_cross_0", a0 * b1)
-        cross_1 = self._at(m, 3, "product_cross_1", a1 * b0)
-        high = self._at(m, 3, "product_high", a1 * b1)
+
+        def product_of(name: str, a: slice, b: slice) -> Value:
+            """Of operands that have registers of their own: a product alone takes most of a cycle.
+
+            They are in the multiplier or, to lie beside it, stage 2.
+            """
+            if not is_ecp5(platform):
+                return self._at(m, 3, f"product_{name}", offset[a] * multiplier[b])
+            i_a, i_b = early[0][a], early[1][b]
+            m.submodules[f"product_{name}"] = block = Product(len(i_a), len(i_b), is_signed=False)
+            m.d.comb += [block.i_a.eq(i_a), block.i_b.eq(i_b)]
+            return block.o
+
+        low_half, high_half = slice(HALF_BITS), slice(HALF_BITS, None)
+        low = product_of("low", low_half, low_half)
+        cross_0 = product_of("cross_0", low_half, high_half)
+        cross_1 = product_of("cross_1", high_half, low_half)
+        high = product_of("high", high_half, high_half)
         excess = self._at(m, 3, "excess", multiplier)
         shift = self._at(m, 3, "shift", shift)
 

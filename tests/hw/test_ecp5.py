@@ -93,12 +93,12 @@ def test_family_is_asked_of_the_platform():
         SharedModules("ice40")
 
 
-def test_portable_core_has_no_block_and_the_other_one_a_product_per_lane():
+def test_portable_core_has_no_block_and_the_other_one_a_product_per_lane_and_four_to_scale():
     config = CoreConfig(engines=1, lanes=8, act_depth=256, fifo_depth=64)
     blocks = re.compile(r"^  (DP16KD|MULT18X18D) #", re.M)
     assert not blocks.search(emit_verilog(Core(config), CORE_NAME))
     found = blocks.findall(emit_verilog(Core(config), CORE_NAME, "ecp5"))
-    assert found.count("MULT18X18D") == config.lanes
+    assert found.count("MULT18X18D") == config.lanes + 4
     assert found.count("DP16KD") == config.lanes
 
 

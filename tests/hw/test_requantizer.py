@@ -6,6 +6,7 @@ from amaranth.lib import data
 from sparsemac.commands import OutputMode
 from sparsemac_hw.requantizer import Requantizer
 from sparsemac_hw.testing import simulate
+from support.ecp5_twins import WithTwins
 
 # The twins are transcriptions of the sources, not of the gateware's formula.
 
@@ -65,8 +66,11 @@ def vectors(rng, acc_width, count):
         yield edge(rng, acc_width), edge(rng, 32), multiplier, shift
 
 
-def run(dut, mode, cases, zero_point, low, high, rng, stall=0.2):
-    """Returns the results, the sums, and the latencies of both [cycles]."""
+def run(dut, mode, cases, zero_point, low, high, rng, stall=0.2, design=None):
+    """Returns the results, the sums, and the latencies of both [cycles].
+
+    ``design`` is what is simulated, if that is not ``dut`` itself.
+    """
     results, sums, given = [], [], []
     latencies, sum_latencies = set(), set()
     cycle = 0
@@ -101,7 +105,7 @@ def run(dut, mode, cases, zero_point, low, high, rng, stall=0.2):
                 results.append(value if mode == OutputMode.RAW else (value ^ 0x80) - 0x80)
             cycle += 1
 
-    simulate(dut, drive, max_cycles=10 * len(cases) + 100)
+    simulate(design or dut, drive, max_cycles=10 * len(cases) + 100)
     return results, sums, latencies, sum_latencies
 
 
@@ -109,15 +113,19 @@ TAG = data.StructLayout({"index": 16, "odd": 1})
 
 
 @pytest.mark.parametrize("mode", list(OutputMode))
-@pytest.mark.parametrize("acc_width", [32, 20])
-def test_equals_the_sources_bit_by_bit(mode, acc_width):
+@pytest.mark.parametrize(
+    ("acc_width", "family"), [(32, "portable"), (20, "portable"), (32, "ecp5")])
+def test_equals_the_sources_bit_by_bit(mode, acc_width, family):
     seed = 1000 * mode + acc_width
     print("seed", seed)
     rng = random.Random(seed)
     for zero_point, low, high in [(0, -128, 127), (-128, -128, 127), (127, 5, 5), (-7, -7, 90)]:
         cases = list(vectors(rng, acc_width, 600))
         dut = Requantizer(acc_width, TAG)
-        results, sums, latencies, sum_latencies = run(dut, mode, cases, zero_point, low, high, rng)
+        twins = WithTwins(dut) if family == "ecp5" else None
+        results, sums, latencies, sum_latencies = run(
+            dut, mode, cases, zero_point, low, high, rng, design=twins)
+        assert twins is None or twins.replaced == ["MULT18X18D"] * 4
         expected = [twin(mode, case, zero_point, low, high) for case in cases]
         assert results == expected
         assert sums == [wrap32(acc + addend) for acc, addend, *_ in cases]
