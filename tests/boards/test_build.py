@@ -121,7 +121,7 @@ def test_oscillator_is_constrained_and_the_clock_is_the_pll(plan):
 def test_core_is_made_of_the_blocks_of_the_fpga(plan):
     text = plan.files["top.il"]
     text = text if isinstance(text, str) else text.decode()
-    assert text.count("cell \\MULT18X18D ") == SMALLEST.macs
+    assert text.count("cell \\MULT18X18D ") == SMALLEST.macs + 4 * SMALLEST.engines
 
 
 def test_files_name_no_path_of_the_machine(plan, tmp_path):
