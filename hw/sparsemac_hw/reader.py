@@ -60,7 +60,8 @@ class Reader(wiring.Component):
     o_weights : Out(stream of weight_beat_layout)          The same; each is ``last`` if its burst
                                                            says so.
     epoch : In(4)                     ID of the bursts that are issued now.
-    issued : In(1), issued_beats : In(9)    Strobe: a burst of this epoch has left on AR.
+    issued : In(1), issued_beats : In(9)    Strobe: a burst of this epoch has left on AR, at least
+                                      two cycles after it was taken (`Guard.LATENCY_CYCLES`).
     clear : In(1)                     Forget all requests. What is outstanding becomes stale; if
                                       anything is, ``epoch`` must change with the next cycle.
     rid, rdata, rresp, rlast, rvalid : In; rready : Out    The pins of R.
@@ -183,8 +184,8 @@ class Reader(wiring.Component):
 
         # A register for each client, which its own reset keeps at 0 unless that is chosen: so a
         # multiplexer of requests is no more than an OR.
-        # A burst is noted in the cycle after the guard has taken it, so from flip-flops; still no
-        # beat of it can be here before the note.
+        # A burst is noted in the cycle after the guard has taken it, so from flip-flops: still
+        # before it is on the pins, so no beat of it can be here before the note.
         noted = Signal()
         level = self._tracking.level
         full = level[-1] | (level[:-1].all() & (noted | asked))

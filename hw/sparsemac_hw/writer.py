@@ -227,8 +227,7 @@ class Writer(wiring.Component):
         m.d.comb += [
             ask.payload.address.eq(burst[1:] << self._beat_bits),
             ask.payload.beats.eq(Mux(burst[0], self._word_beats(True), self._word_beats(False))),
-            bursts.o.ready.eq(
-                (~ask.valid | ask.ready) & ~halted & ~full),
+            bursts.o.ready.eq((~ask.valid | ask.ready) & ~halted & ~full),
             taken.eq(bursts.o.valid & bursts.o.ready),
             full.eq(committed[-1] | (committed[:-1].all() & taken_before)),
             self._awaited.i.payload.eq(granted_address),
