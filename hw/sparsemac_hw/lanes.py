@@ -3,7 +3,6 @@
 
 from functools import reduce
 from operator import or_
-from typing import Any
 
 from amaranth.hdl import Cat, Module, Signal, Value, signed, unsigned
 from amaranth.lib import wiring
@@ -15,6 +14,9 @@ from .ecp5 import MEMORY_DEPTHS, Product, RegisteredMemory, is_ecp5
 from .layouts import index_shape, partial_width
 
 __all__ = ["MacLanes"]
+
+#: Cycles from an entry's address to the sum that has its product.
+SUM_STAGES = 4
 
 
 class MacLanes(wiring.Component):
@@ -93,47 +95,41 @@ class MacLanes(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
+        count = self._config.lanes
         # Sums are forgotten in the way they end, so that no lane needs a reset for them.
         ends = self.i_end & self.i_valid
-        # What clears a register travels as the clear itself: no lane has a LUT to invert it.
-        stage = {"valid": self.i_valid, "absent": ~self.i_valid, "addr": self.i_addr,
-                 "weight": self.i_weight, "stays": ~ends, "restarts": ends | self.i_flush,
-                 "last": self.i_last}
-        lanes = []
-        for v in range(self._config.lanes):
-            lanes.append(self._lane(m, v, stage, platform))
-            stage = self._delay(m, v, stage)
+        # What clears a register travels as the clear itself: no lane has a LUT to invert it. The
+        # further stages of a lane are those of the lanes behind it.
+        bits = {
+            "valid": self._line(m, "valid", self.i_valid, count, init=0),
+            "absent": self._line(m, "absent", ~self.i_valid, count + 1),
+            "stays": self._line(m, "stays", ~ends, count + SUM_STAGES, init=1),
+            "restarts": self._line(m, "restarts", ends | self.i_flush, count + SUM_STAGES),
+            "last": self._line(m, "last", self.i_last, count + SUM_STAGES),
+        }
+        addr: Value = self.i_addr
+        weight: Value = self.i_weight
+        shadows = []
+        for v in range(count):
+            following = self._after(m, f"weight_{v + 1}", weight)
+            shadows.append(self._lane(m, v, addr, following, bits, platform))
+            addr, weight = self._after(m, f"addr_{v + 1}", addr), following
         group = self._config.shortest_row_cycles
         for b in range(self._config.sum_buses):
-            shadows, stays, lasts = zip(*lanes[b * group : (b + 1) * group], strict=True)
-            m.d.comb += self.o_acc[b].eq(reduce(or_, shadows))
-            m.d.sync += self.o_valid[b].eq(~Cat(stays).all())
+            first = b * group
+            stays = bits["stays"][first + SUM_STAGES :][:group]
+            m.d.comb += self.o_acc[b].eq(reduce(or_, shadows[first : first + group]))
+            m.d.sync += self.o_valid[b].eq(~stays.all())
             # The sums of a chunk follow one another: what the first lane knows holds for all.
             with m.If(~stays[0]):
-                m.d.sync += self.o_last[b].eq(lasts[0])
+                m.d.sync += self.o_last[b].eq(bits["last"][first + SUM_STAGES])
         return m
 
-    def _delay(self, m: Module, v: int, stage: dict[str, Any]) -> dict[str, Any]:
-        """The entry one cycle later, for the next lane."""
-        later = {}
-        for name, signal in stage.items():
-            later[name] = Signal(Value.cast(signal).shape(), name=f"{name}_{v + 1}",
-                                 init=name == "stays",
-                                 reset_less=name not in ("valid", "stays"))
-            m.d.sync += later[name].eq(signal)
-        return later
-
-    def _lane(
-        self, m: Module, v: int, stage: dict[str, Any], platform: object
-    ) -> tuple[Signal, Signal, Signal]:
-        """Returns the sum (0 if there is none) and, a cycle before, the bits that tell of it.
-
-        They are whether there is none, and whether it is last.
-        """
+    def _lane(self, m: Module, v: int, addr: Value, weight_read: Value, bits: dict[str, Value],
+              platform: object) -> Signal:
+        """Returns the sum, 0 if there is none."""
         width = partial_width(self._config)
-        activation = self._read(m, v, stage, platform)
-        absent = self._after(m, f"absent_read_{v}", stage["absent"])
-        weight_read = self._after(m, f"weight_read_{v}", stage["weight"])
+        activation = self._read(m, v, addr, bits["valid"][v], platform)
         weight = Signal(signed(8), name=f"weight_now_{v}", reset_less=True)
         product = self._multiply(m, v, activation, weight, platform)
         acc = Signal(signed(width), name=f"acc_{v}", reset_less=True)
@@ -141,21 +137,16 @@ class MacLanes(wiring.Component):
         total = Signal(signed(width), name=f"total_{v}")
         m.d.comb += total.eq(acc + product)
         m.d.sync += [weight.eq(weight_read), acc.eq(total), shadow.eq(total)]
-        stays, restarts, last = stage["stays"], stage["restarts"], stage["last"]
-        for k in range(1, 5):
-            stays = self._after(m, f"stays_{k}_{v}", stays, init=1)
-            restarts = self._after(m, f"restarts_{k}_{v}", restarts)
-            last = self._after(m, f"last_{k}_{v}", last)
         # Synchronous clears, so that the flip-flops' own reset does them without a LUT.
-        with m.If(absent):
+        with m.If(bits["absent"][v + 1]):
             m.d.sync += weight.eq(0)
-        with m.If(restarts):
+        with m.If(bits["restarts"][v + SUM_STAGES]):
             m.d.sync += acc.eq(0)
-        with m.If(stays):
+        with m.If(bits["stays"][v + SUM_STAGES]):
             m.d.sync += shadow.eq(0)
-        return shadow, stays, last
+        return shadow
 
-    def _read(self, m: Module, v: int, stage: dict[str, Any], platform: object) -> Value:
+    def _read(self, m: Module, v: int, addr: Value, valid: Value, platform: object) -> Value:
         """The activation of an entry, two cycles later; that of no entry can be anything."""
         words = self._config.line_words
         depth = self._config.act_depth // words
@@ -164,7 +155,7 @@ class MacLanes(wiring.Component):
             block = RegisteredMemory(8, depth)
             m.submodules[f"activations_{v}"] = block
             m.d.comb += [
-                block.r_addr.eq(stage["addr"]), block.w_en.eq(w_en),
+                block.r_addr.eq(addr), block.w_en.eq(w_en),
                 block.w_addr.eq(self.w_line), block.w_data.eq(w_data),
             ]
             return block.r_data.as_signed()
@@ -176,18 +167,18 @@ class MacLanes(wiring.Component):
         # A register of its own: reading the memory takes most of a cycle, multiplying another.
         activation = Signal(signed(8), name=f"activation_{v}", reset_less=True)
         if words == 1:
-            m.d.comb += read.addr.eq(stage["addr"])
+            m.d.comb += read.addr.eq(addr)
             m.d.sync += activation.eq(read.data)
         else:
             # A beat holds several words: the line is read whole, the word picked from it.
             bits = (words - 1).bit_length()
             pick = Signal(bits, name=f"pick_{v}", reset_less=True)
-            m.d.comb += read.addr.eq(stage["addr"][bits:])
+            m.d.comb += read.addr.eq(addr[bits:])
             m.d.sync += [
-                pick.eq(stage["addr"][:bits]),
+                pick.eq(addr[:bits]),
                 activation.eq(read.data.word_select(pick, 8)),
             ]
-        m.d.comb += read.en.eq(stage["valid"])
+        m.d.comb += read.en.eq(valid)
         return activation
 
     def _written(self, v: int) -> tuple[Value, Value]:
@@ -214,8 +205,16 @@ class MacLanes(wiring.Component):
         return product
 
     @staticmethod
-    def _after(m: Module, name: str, value: Value, init: int | None = None) -> Signal:
-        """The value one cycle later; it has a reset if ``init`` is given."""
-        later = Signal(value.shape(), name=name, init=init or 0, reset_less=init is None)
+    def _after(m: Module, name: str, value: Value) -> Signal:
+        """The value one cycle later."""
+        later = Signal(value.shape(), name=name, reset_less=True)
         m.d.sync += later.eq(value)
         return later
+
+    @staticmethod
+    def _line(m: Module, name: str, bit: Value, stages: int, init: int | None = None) -> Value:
+        """A bit, and how it was 1 to ``stages`` cycles ago; reset to ``init`` if that is given."""
+        line = Signal(stages, name=f"{name}_line", init=-(init or 0) & (1 << stages) - 1,
+                      reset_less=init is None)
+        m.d.sync += line.eq(Cat(bit, line))
+        return Cat(bit, line)

@@ -70,7 +70,7 @@ class CoreConfig:
             object.__setattr__(self, name, value)
 
         put("engines", as_int_in("engines", self.engines, 1, 64))
-        put("lanes", as_power_of_two("lanes", self.lanes, 1, 64))
+        put("lanes", as_power_of_two("lanes", self.lanes, 1, 128))
         put("depth", as_int_in("depth", self.depth, 1, 65535))
         put("act_depth", as_power_of_two("act_depth", self.act_depth, 64, 65536))
         put("entry_depth", as_power_of_two("entry_depth", self.entry_depth, 16, 4096))
