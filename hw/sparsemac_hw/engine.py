@@ -97,7 +97,6 @@ class Engine(wiring.Component):
         m.submodules.sums = sums = SumQueue(config, config.out_words)
         m.submodules.results = results = ResultPath(config)
         connect_stream(m, wiring.flipped(self.i), unpacker.i)
-        connect_stream(m, unpacker.o, issuer.i)
         connect_stream(m, unpacker.o_count, counts.i)
         connect_stream(m, counts.o, issuer.i_count)
         connect_stream(m, unpacker.o_row, rows.i)
@@ -107,6 +106,9 @@ class Engine(wiring.Component):
         for part in (unpacker, issuer, results):
             m.d.comb += [part.start.eq(self.start), part.command.eq(self.command)]
         m.d.comb += [
+            issuer.i_valid.eq(unpacker.o_valid),
+            issuer.i.eq(unpacker.o),
+            unpacker.freed.eq(issuer.freed),
             issuer.returned.eq(results.returned),
             lanes.i_valid.eq(issuer.o_valid),
             lanes.i_addr.eq(issuer.o_addr),

@@ -33,7 +33,8 @@ class RowIssuer(wiring.Component):
 
     Members
     -------
-    i : In(stream of entry_layout)
+    i_valid : In(1), i : In(entry_layout)    An entry, for which there must be a place.
+    freed : Out(1)                        Strobe: a place is free again, of ``entry_depth``.
     i_count : In(stream of 15 bits)       Entries of each row, 1 or more.
     start : In(1)                         Strobe: an EXEC begins; ``command`` is valid from here on.
     command : In(exec_layout)
@@ -49,7 +50,9 @@ class RowIssuer(wiring.Component):
     overrun : Out(1)                      Strobe: an address beyond the activation buffer.
     """
 
-    i: stream.Interface
+    i_valid: Signal
+    i: Any
+    freed: Signal
     i_count: stream.Interface
     start: Signal
     command: Any
@@ -74,7 +77,9 @@ class RowIssuer(wiring.Component):
         self._config = config
         self._out_words = out_words
         super().__init__({
-            "i": In(stream.Signature(entry_layout)),
+            "i_valid": In(1),
+            "i": In(entry_layout),
+            "freed": Out(1),
             "i_count": In(stream.Signature(15)),
             "start": In(1),
             "command": In(exec_layout),
@@ -111,25 +116,17 @@ class RowIssuer(wiring.Component):
         final_pass = Signal()
         issue, ends_pass, ends_row = Signal(), Signal(), Signal()
 
-        # The buffer: what may be overwritten begins at the row, or in its final pass at the entry.
-        # How far that is, is known a cycle late, which only makes the room look smaller.
-        keep_ptr = Signal(bits)
-        following_write = Signal(bits)
+        # In its row's final pass an entry has been issued for good.
+        m.d.sync += self.freed.eq(issue & final_pass)
         m.d.comb += [
-            following_write.eq(write_ptr + 1),
-            write.en.eq(self.i.valid & self.i.ready),
+            write.en.eq(self.i_valid),
             write.addr.eq(write_ptr[:-1]),
-            write.data.eq(self.i.p),
+            write.data.eq(self.i),
             read.addr.eq(read_ptr[:-1]),
             read.en.eq(1),
         ]
-        m.d.sync += [
-            keep_ptr.eq(Mux(final_pass, read_ptr, row_ptr)),
-            self.i.ready.eq(
-                (Mux(write.en, following_write, write_ptr) ^ keep_ptr) != depth),
-        ]
         with m.If(write.en):
-            m.d.sync += write_ptr.eq(following_write)
+            m.d.sync += write_ptr.eq(write_ptr + 1)
 
         stored = Signal()  # there is an entry to be issued; known a cycle late
         following_read = Signal(bits)

@@ -45,6 +45,9 @@ class Unpacker(wiring.Component):
     cycles later, and ask for as many entries more. What a mask says of a Rice-coded entry is known
     before it is asked for.
 
+    Nothing that has been asked for ever waits: a header is asked for when that of the row before
+    has been taken, an entry when there is a place for it in the buffer behind.
+
     Throughput: one entry, filler or header word per cycle; 2 cycles are lost behind a row. Of
     Rice-coded gaps a cycle passes over two zeros of a mask; a mask takes four.
 
@@ -53,7 +56,8 @@ class Unpacker(wiring.Component):
     i : In(stream of weight_beat_layout)
     start : In(1)                    Strobe: an EXEC begins; ``command`` is valid until ``done``.
     command : In(exec_layout)
-    o : Out(stream of entry_layout)
+    o_valid : Out(1), o : Out(entry_layout)    An entry; there is a place for it.
+    freed : In(1)                    Strobe: one of the ``entry_depth`` places is free again.
     o_row : Out(stream of row_layout)
     o_count : Out(stream of 15 bits)
     done : Out(1)                    The stream of the EXEC has been read to its end.
@@ -64,7 +68,9 @@ class Unpacker(wiring.Component):
     i: stream.Interface
     start: Signal
     command: Any
-    o: stream.Interface
+    o_valid: Signal
+    o: Any
+    freed: Signal
     o_row: stream.Interface
     o_count: stream.Interface
     done: Signal
@@ -77,7 +83,9 @@ class Unpacker(wiring.Component):
             "i": In(stream.Signature(weight_beat_layout(config.bus_width))),
             "start": In(1),
             "command": In(exec_layout),
-            "o": Out(stream.Signature(entry_layout)),
+            "o_valid": Out(1),
+            "o": Out(entry_layout),
+            "freed": In(1),
             "o_row": Out(stream.Signature(row_layout)),
             "o_count": Out(stream.Signature(15)),
             "done": Out(1),
@@ -112,18 +120,21 @@ class Unpacker(wiring.Component):
         ]
         # The entry in the window is no filler; found on the way there, where there is time for it.
         self._used = Signal(reset_less=True)
-        with m.If(window.advance):
-            m.d.sync += [
-                self._used.eq(
-                    window.coming[:4].any() | (~int4 & window.coming[4:8].any()) | rice),
-                item_1.eq(self._asked), self._item.eq(item_1),
-                self._valid_1.eq(window.step), self._valid.eq(whole),
-                self._broken.eq(self._valid_1 & window.short),
-                self._is_count.eq(whole & (item_1 == Item.COUNT)),
-                self._is_entry.eq(whole & (item_1 == Item.ENTRY)),
-            ]
+        m.d.sync += [
+            self._used.eq(window.coming[:4].any() | (~int4 & window.coming[4:8].any()) | rice),
+            item_1.eq(self._asked), self._item.eq(item_1),
+            self._valid_1.eq(window.step), self._valid.eq(whole),
+            self._broken.eq(self._valid_1 & window.short),
+            self._is_count.eq(whole & (item_1 == Item.COUNT)),
+            self._is_entry.eq(whole & (item_1 == Item.ENTRY)),
+        ]
         self._quotient = Signal(17, reset_less=True)  # of the entry in the window [columns]
-        self._flow = Signal()  # the entries behind the window move on
+        # An entry of weight 0 must be made for a row without any: when its header is complete, as
+        # the sum must not be there before it.
+        self._empty = Signal()
+        self._fills = Signal()  # that entry is made
+        self._refill = Signal()  # the entry taken in the last cycle was a filler
+        self._find_room(m)
         row_fault = self._judge(m)
         self._ask(m)
         column_fault = self._offsets(m)
@@ -133,15 +144,29 @@ class Unpacker(wiring.Component):
                     self._broken & ~self._null, FaultCode.STREAM, FaultCode.NONE))))
         return m
 
+    def _find_room(self, m: Module) -> None:
+        """Counts the places of the buffer behind that no entry has or is promised."""
+        self._room = Signal(init=1)  # there is one
+        self._asks_entry = Signal()
+        depth = self._config.entry_depth
+        free = Signal(range(depth + 1), init=depth)
+        gained = Signal(2)  # a cycle late
+        takes = Signal()
+        m.d.comb += [
+            self._fills.eq(self._empty & self._room),
+            takes.eq(self._asks_entry | self._fills),
+        ]
+        m.d.sync += [
+            gained.eq(self.freed + self._refill), free.eq(free + gained - takes),
+            self._room.eq(Mux(takes, free[1:].any(), free.any())),
+        ]
+
     def _judge(self, m: Module) -> Value:
         """Takes an item from the window: keeps what a header says, counts what a row needs."""
         window, command, bits = self._window, self.command, self._window.bits
         row = Signal(row_layout)
         row_full = Signal()  # the header is complete
         no_entries = Signal()
-        # An entry of weight 0 must be made for the row: when its header is complete, as the sum
-        # must not be there before it.
-        self._empty = Signal()
         self._end = Signal(reset_less=True)  # the row is the stream's last
         self._known = Signal()  # the row's count has been read
         need = Signal(15)  # entries of the row that must still be asked for
@@ -149,10 +174,9 @@ class Unpacker(wiring.Component):
         no_row = Signal()
         self._null = Signal()  # so it was in the last cycle
         self._complete = Signal()  # the last entry of the row is being taken
+        self._vacant = Signal()  # what a header says can be kept
         takes_count = Signal()
-        # Seen a cycle late, long before the next count comes: all of the window waits for it.
-        takes_counts = Signal()
-        refill = Signal()  # the entry taken in the last cycle was a filler
+        refill = self._refill
         # What lies behind a field that is not of full size belongs to the next item.
         count, all_ones = Signal(COUNT_BITS[-1]), Signal(COUNT_BITS[-1])
         offset = Signal(OFFSET_BITS[-1])
@@ -161,30 +185,28 @@ class Unpacker(wiring.Component):
         m.d.comb += [
             count.eq(bits[1:] & in_count), all_ones.eq(bits[1:] | ~in_count),
             offset.eq(bits & in_offset),
-            takes_count.eq(self._is_count & takes_counts),
-            window.advance.eq(
-                Mux(self._is_entry, self._flow, ~self._is_count | takes_counts)),
+            takes_count.eq(self._is_count),
             no_row.eq(bits[0] & all_ones.all()),
             self._complete.eq(
                 self._known & ~needs & ~self._valid_1 & ~refill
-                & (~self._valid | (self._is_entry & self._flow & self._used))),
+                & (~self._valid | (self._is_entry & self._used))),
+            self._vacant.eq(~row_full & ~self._empty & ~self.o_count.valid),
         ]
-        waits = self.o_count.valid & ~self.o_count.ready
-        m.d.sync += [self._null.eq(0), takes_counts.eq(~row_full & ~self._empty & ~waits)]
+        m.d.sync += self._null.eq(0)
         with m.If(takes_count):
             m.d.sync += [
                 self.o_count.valid.eq(~no_row), self.o_count.p.eq(Mux(count == 0, 1, count)),
             ]
         with m.Elif(self.o_count.ready):
             m.d.sync += self.o_count.valid.eq(0)
-        m.d.sync += refill.eq(self._is_entry & self._flow & ~self._used)
-        asks_entry = window.step & ~self._header
-        with m.If(asks_entry ^ refill):  # one more or one less, known before whether at all
+        m.d.sync += refill.eq(self._is_entry & ~self._used)
+        m.d.comb += self._asks_entry.eq(window.step & ~self._header)
+        with m.If(self._asks_entry ^ refill):  # one more or one less, known before whether at all
             m.d.sync += [
                 need.eq(need + Cat(1, (~refill).replicate(len(need) - 1))),
                 needs.eq(refill | (need != 1)),
             ]
-        with m.If(self._flow):
+        with m.If(self._fills):
             m.d.sync += self._empty.eq(0)
         with m.If(takes_count):
             m.d.sync += [
@@ -207,7 +229,7 @@ class Unpacker(wiring.Component):
             Mux(self._quantized, Item.SHIFT, Mux(command.has_bias, Item.BIAS, Item.OFFSET)))
         with m.If(self.o_row.ready):
             m.d.sync += row_full.eq(0)
-        with m.If(self._valid & window.advance & (self._item == final) & ~self._null):
+        with m.If(self._valid & (self._item == final) & ~self._null):
             m.d.sync += [row_full.eq(1), self._empty.eq(no_entries)]
         m.d.comb += [self.o_row.p.eq(row), self.o_row.valid.eq(row_full)]
         loaded, replays = Signal(), Signal(reset_less=True)
@@ -243,9 +265,9 @@ class Unpacker(wiring.Component):
         step_bits = Signal(6, reset_less=True)
         m.d.comb += [
             window.discard.eq(discards),
-            asked.eq(window.valid & window.advance),
+            asked.eq(window.valid & self._header),
             window.step_bits.eq(step_bits),
-            wanted.eq(~self._header & self._known & self._needs),
+            wanted.eq(~self._header & self._known & self._needs & self._room),
             window.wants.eq(self._header | (wanted & (found | ~self._rice))),
         ]
 
@@ -255,7 +277,8 @@ class Unpacker(wiring.Component):
                 m.d.sync += [self._header.eq(0), discards.eq(1)]
             else:
                 m.d.sync += [
-                    self._asked.eq(getattr(Item, state)), self._header.eq(state != "ENTRY"),
+                    self._asked.eq(getattr(Item, state)),
+                    self._header.eq({"COUNT": self._vacant, "ENTRY": 0}.get(state, 1)),
                     step_bits.eq({
                         "COUNT": count_bits, "OFFSET": offset_bits, "BIAS": 32, "MULTIPLIER": 32,
                         "SHIFT": 16, "ENTRY": entry_bits, "MASK": MASK_BITS}[state]),
@@ -272,7 +295,9 @@ class Unpacker(wiring.Component):
                     go("COUNT")
             with m.State("COUNT"):
                 # At the start of an EXEC the size comes a cycle late, but before the first beat.
-                m.d.sync += [self._known.eq(0), step_bits.eq(count_bits)]
+                m.d.sync += [
+                    self._known.eq(0), step_bits.eq(count_bits), self._header.eq(self._vacant),
+                ]
                 with m.If(asked):
                     go("OFFSET")
             with m.State("OFFSET"):
@@ -305,7 +330,7 @@ class Unpacker(wiring.Component):
                         go("DISCARD")
                     with m.Else():
                         go("COUNT")
-                with m.Elif(wanted & window.advance & self._rice & self._spent):
+                with m.Elif(wanted & self._rice & self._spent):
                     go("MASK")
                 leave_if_null()
             with m.State("MASK"):
@@ -357,21 +382,20 @@ class Unpacker(wiring.Component):
         columns, total = Signal(17), Signal(17)
         step = Mux(passed[1], column << 1, Mux(passed[0], column, 0))
         m.d.comb += total.eq(columns + Mux(columns[16], 0, step))
-        with m.If(window.advance):
-            m.d.sync += [
-                passed.eq(passes), closes.eq(asks),
-                self._quotient.eq(total), columns.eq(Mux(closes, 0, total)),
-            ]
-            with m.If(wanted & rice):
-                with m.If(spent):
-                    m.d.sync += [mask.eq(1), more.eq(0)]
-                with m.Elif(~found):
-                    m.d.sync += [mask.eq(mask[2:]), more.eq(mask[4:].any())]
-                with m.Elif(window.valid):
-                    m.d.sync += [
-                        mask.eq(Mux(mask[0], mask[1:], mask[2:])),
-                        more.eq(Mux(mask[0], mask[3:].any(), mask[4:].any())),
-                    ]
+        m.d.sync += [
+            passed.eq(passes), closes.eq(asks),
+            self._quotient.eq(total), columns.eq(Mux(closes, 0, total)),
+        ]
+        with m.If(wanted & rice):
+            with m.If(spent):
+                m.d.sync += [mask.eq(1), more.eq(0)]
+            with m.Elif(~found):
+                m.d.sync += [mask.eq(mask[2:]), more.eq(mask[4:].any())]
+            with m.Elif(window.valid):
+                m.d.sync += [
+                    mask.eq(Mux(mask[0], mask[1:], mask[2:])),
+                    more.eq(Mux(mask[0], mask[3:].any(), mask[4:].any())),
+                ]
         with m.If(self._valid & (self._item == Item.MASK)):
             m.d.sync += [mask.eq(Cat(window.bits[:MASK_BITS], 1)), more.eq(1)]
         with m.If(self.start):
@@ -387,7 +411,7 @@ class Unpacker(wiring.Component):
         ``previous`` is the last offset used or passed over; it starts a row at -1.
         """
         command, bits = self.command, self._window.bits
-        flow, int4, absolute = self._flow, self._int4, self._absolute
+        int4, absolute = self._int4, self._absolute
         weight = Signal(signed(8))
         m.d.comb += weight.eq(Mux(int4, bits[:4].as_signed(), bits[:8].as_signed()))
         valid = [Signal(name=f"valid_{k}") for k in range(1, 5)]
@@ -401,16 +425,8 @@ class Unpacker(wiring.Component):
         jump = Signal(18, reset_less=True)
         filler = Signal(reset_less=True)
         previous, offset = Signal(18, reset_less=True), Signal(18, reset_less=True)
-        out = Signal(entry_layout, reset_less=True)
-        out_valid = Signal()
         beyond = Signal()
-        m.d.comb += [
-            # All of it stands still without room, gaps too: so what that holds up begins at the
-            # flip-flop that ``ready`` is.
-            flow.eq(self.o.ready), self.o.valid.eq(out_valid), self.o.p.eq(out),
-            beyond.eq(valid[3] & (offset >= command.limit)),
-        ]
-
+        m.d.comb += beyond.eq(valid[3] & (offset >= command.limit))
         mask = Signal(16, reset_less=True)
         m.d.sync += mask.eq(Cat(command.delta_bits > k for k in range(8)))
         with m.If(absolute):
@@ -418,33 +434,32 @@ class Unpacker(wiring.Component):
         opening = Signal()  # the next entry is its row's first
         with m.If(self._is_count):
             m.d.sync += opening.eq(1)
-        with m.Elif(self._is_entry & flow):
+        with m.Elif(self._is_entry):
             m.d.sync += opening.eq(0)
         used = weights[0].any()
-        with m.If(flow):
-            m.d.sync += [
-                valid[0].eq(self._is_entry | self._empty),
-                weights[0].eq(weight), empty.eq(self._empty), is_first[0].eq(opening),
-                field.eq(Mux(int4, bits[4:20], bits[8:24]) & mask),
-                quotient.eq(self._quotient),
-                # A filler's sum is kept, though it goes no further.
-                following.eq((Cat(1, field) + Cat(1, quotient))[1:]),
-                filler.eq(~used & ~absolute & ~self._rice & ~empty),
-                passes[1].eq(used | empty | self._rice),
-                jump.eq(Mux(filler, (following[:9] << command.delta_bits)[:18], following)),
-                out_valid.eq(valid[3] & passes[3] & ~beyond),
-                out.offset.eq(offset), out.weight.eq(weights[3]),
-            ]
-            for stages in (valid, weights):
-                m.d.sync += [stages[k].eq(stages[k - 1]) for k in range(1, 4)]
-            m.d.sync += is_first[1].eq(is_first[0])
-            m.d.sync += [passes[k].eq(passes[k - 1]) for k in range(2, 4)]
-            # Sets and clears come last: flip-flops do them without a LUT.
-            with m.If(self._empty):
-                m.d.sync += [weights[0].eq(0), field.eq(0), quotient.eq(0)]
-            with m.If(valid[2]):
-                m.d.sync += [offset.eq(previous + jump), previous.eq(previous + jump)]
-            with m.If((valid[1] & is_first[1]) | absolute):
-                m.d.sync += previous.eq((1 << len(previous)) - 1)
-        m.d.comb += self.filler.eq(valid[0] & flow & ~used & ~empty & ~self._rice)
-        return beyond & flow
+        m.d.sync += [
+            valid[0].eq(self._is_entry | self._fills),
+            weights[0].eq(weight), empty.eq(self._fills), is_first[0].eq(opening),
+            field.eq(Mux(int4, bits[4:20], bits[8:24]) & mask),
+            quotient.eq(self._quotient),
+            # A filler's sum is kept, though it goes no further.
+            following.eq((Cat(1, field) + Cat(1, quotient))[1:]),
+            filler.eq(~used & ~absolute & ~self._rice & ~empty),
+            passes[1].eq(used | empty | self._rice),
+            jump.eq(Mux(filler, (following[:9] << command.delta_bits)[:18], following)),
+            self.o_valid.eq(valid[3] & passes[3] & ~beyond),
+            self.o.offset.eq(offset), self.o.weight.eq(weights[3]),
+        ]
+        for stages in (valid, weights):
+            m.d.sync += [stages[k].eq(stages[k - 1]) for k in range(1, 4)]
+        m.d.sync += is_first[1].eq(is_first[0])
+        m.d.sync += [passes[k].eq(passes[k - 1]) for k in range(2, 4)]
+        # Sets and clears come last: flip-flops do them without a LUT.
+        with m.If(self._fills):
+            m.d.sync += [weights[0].eq(0), field.eq(0), quotient.eq(0)]
+        with m.If(valid[2]):
+            m.d.sync += [offset.eq(previous + jump), previous.eq(previous + jump)]
+        with m.If((valid[1] & is_first[1]) | absolute):
+            m.d.sync += previous.eq((1 << len(previous)) - 1)
+        m.d.comb += self.filler.eq(valid[0] & ~used & ~empty & ~self._rice)
+        return beyond

@@ -31,21 +31,20 @@ class BitWindow(wiring.Component):
     Behind the last beat come zeros, so that whether there is an item does not depend on how long it
     is; that it was cut short is told beside it.
 
-    Latency: an item that is stepped over stands on ``bits`` after `LATENCY_CYCLES` cycles with
-    ``advance``. Throughput: one item per cycle.
+    Latency: an item that is stepped over stands on ``bits`` after `LATENCY_CYCLES` cycles, for one
+    cycle. Throughput: one item per cycle.
 
     Members
     -------
     i : In(stream of weight_beat_layout)
     open : In(1)        Strobe: start with a fresh beat.
     discard : In(1)     Drop beats up to the last one.
-    advance : In(1)     The pipeline moves.
-    wants : In(1)       Step over the next item as soon as it is ``valid`` and there is ``advance``.
+    wants : In(1)       Step over the next item as soon as it is ``valid``.
     step_bits : In(6)   How many bits it has, 1 to 32.
     step : Out(1)       It is stepped over in this cycle.
     bits : Out(32)      An item, and what follows it.
-    coming : Out(32)    What comes onto ``bits`` with the next ``advance``.
-    short : Out(1)      The item that comes onto ``bits`` with the next ``advance`` is not complete.
+    coming : Out(32)    What comes onto ``bits`` in the next cycle.
+    short : Out(1)      The item that comes onto ``bits`` in the next cycle is not complete.
     valid : Out(1)      There is a next item.
     ended : Out(1)      The last beat has been taken.
     """
@@ -55,7 +54,6 @@ class BitWindow(wiring.Component):
     i: stream.Interface
     open: Signal
     discard: Signal
-    advance: Signal
     wants: Signal
     step_bits: Signal
     step: Signal
@@ -71,7 +69,6 @@ class BitWindow(wiring.Component):
             "i": In(stream.Signature(weight_beat_layout(config.bus_width))),
             "open": In(1),
             "discard": In(1),
-            "advance": In(1),
             "wants": In(1),
             "step_bits": In(6),
             "step": Out(1),
@@ -98,22 +95,18 @@ class BitWindow(wiring.Component):
         fine = Signal(FINE_BITS, reset_less=True)
         end = Signal(6)
         m.d.comb += self.coming.eq(self._shifted(m, aligned, fine, FINE_BITS, 0))
-        with m.If(self.advance):
-            m.d.sync += [
-                self.short.eq(~current_real | (~following_real & (end > WINDOW_BITS))),
-                aligned.eq(coarse), fine.eq(position),
-                self.bits.eq(self.coming),
-            ]
+        m.d.sync += [
+            self.short.eq(~current_real | (~following_real & (end > WINDOW_BITS))),
+            aligned.eq(coarse), fine.eq(position),
+            self.bits.eq(self.coming),
+        ]
 
         leaves = Signal()  # the item is the last that begins in ``current``
-        could, could_leave = Signal(), Signal()  # ``advance`` comes late
         m.d.comb += [
             end.eq(position + self.step_bits),
             self.valid.eq(current_valid & following_valid),
-            could.eq(self.wants & self.valid),
-            could_leave.eq(could & end[5]),
-            self.step.eq(self.advance & could),
-            leaves.eq(self.advance & could_leave),
+            self.step.eq(self.wants & self.valid),
+            leaves.eq(self.step & end[5]),
         ]
         with m.If(self.step):
             m.d.sync += position.eq(end[:5])

@@ -24,8 +24,16 @@ def run(seed, lanes, positions, width, lengths, stall):
     cycle, chunk = [0], [0]
 
     async def entries(ctx):
-        payloads = [{"offset": o, "weight": w} for row in rows for o, w in row]
-        await stream_put_all(ctx, dut.i, payloads, rng, stall)
+        places, waiting = config.entry_depth, [entry for row in rows for entry in row]
+        while waiting:
+            puts = places > 0 and rng.random() >= stall
+            ctx.set(dut.i_valid, puts)
+            if puts:
+                offset, weight = waiting.pop(0)
+                ctx.set(dut.i, {"offset": offset, "weight": weight})
+            *_, freed = await ctx.tick().sample(dut.freed)
+            places += freed - puts
+        ctx.set(dut.i_valid, 0)
 
     async def counts(ctx):
         ctx.set(dut.command, {
@@ -104,7 +112,10 @@ def test_address_beyond_the_buffer_is_an_overrun_and_reaches_no_lane():
         await ctx.tick()
         ctx.set(dut.start, 0)
         await stream_put_all(ctx, dut.i_count, [1])
-        await stream_put_all(ctx, dut.i, [{"offset": 4, "weight": 1}])
+        ctx.set(dut.i, {"offset": 4, "weight": 1})
+        ctx.set(dut.i_valid, 1)
+        await ctx.tick()
+        ctx.set(dut.i_valid, 0)
         for _ in range(8):
             *_, valid, overrun = await ctx.tick().sample(dut.o_valid, dut.overrun)
             seen.append((valid, overrun))

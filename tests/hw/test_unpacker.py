@@ -21,7 +21,7 @@ class Run:
                  positions=1, cut=0, entry_depth=512,
                  pause=0.3):
         print("seed", seed)
-        self.rng, self.pause = random.Random(seed), pause
+        self.rng, self.pause, self.entry_depth = random.Random(seed), pause, entry_depth
         self.dut = Unpacker(CoreConfig(
             engines=1, bus_width=bus_width, fifo_depth=64, entry_depth=entry_depth
         ))
@@ -78,20 +78,25 @@ class Run:
 
     async def sink(self, ctx):
         dut = self.dut
-        outputs = (dut.o, dut.o_count, dut.o_row)
+        outputs = (dut.o_count, dut.o_row)
+        held = 0  # places taken, as the buffer behind knows it
         while True:
+            frees = held > 0 and self.rng.random() < 0.7
+            ctx.set(dut.freed, frees)
             ready = [self.rng.random() < 0.7 for _ in outputs]
             for stream, on in zip(outputs, ready, strict=True):
                 ctx.set(stream.ready, on)
             sampled = [s for stream in outputs for s in (stream.valid, stream.p)]
-            _, _, ev, e, cv, c, rv, r, fault, filler = await ctx.tick().sample(
-                *sampled, dut.fault, dut.filler)
-            if ev and ready[0]:
+            _, _, cv, c, rv, r, ev, e, fault, filler = await ctx.tick().sample(
+                *sampled, dut.o_valid, dut.o, dut.fault, dut.filler)
+            held += ev - frees
+            assert held <= self.entry_depth
+            if ev:
                 self.entries.append((e.offset, e.weight))
                 self.headers.append(len(self.rows) + rv)
-            if cv and ready[1]:
+            if cv and ready[0]:
                 self.counts.append(c)
-            if rv and ready[2]:
+            if rv and ready[1]:
                 self.rows.append(Row(r.out_offset, [], r.bias, r.multiplier, r.shift))
             if fault:
                 self.faults.append(fault)

@@ -32,11 +32,11 @@ WINDOW_CYCLES = 2
 #: Cycles from a header's first word to the row's first entry.
 COUNT_CYCLES = 3
 
-#: Entries between the window and the entry buffer: as many cycles, as long as there is room.
-ENTRIES_ON_THE_WAY = 7
+#: Cycles from an entry that is asked for to the entry in the buffer, and from there to its issue.
+ENTRY_CYCLES, STORED_CYCLES = 7, 2
 
-#: Cycles from an entry in the buffer to its issue, and from there to its place being free.
-STORED_CYCLES, FREE_CYCLES = 2, 3
+#: Cycles from the issue of an entry to another that can be asked for in its place.
+FREE_CYCLES = 4
 
 #: Cycles from room for a word to the issue that waits for it.
 CREDIT_CYCLES = 2
@@ -139,7 +139,6 @@ class EngineModel:
         pops, taken = self.pops, self._taken
         first_beat, pop_items = self._started, self._stream.pops
         depth = self._config.entry_depth
-        hidden = depth + ENTRIES_ON_THE_WAY
         now = opened = self._start
         item, held, row, popped = -1, -1, 0, 0
         taken_cycles = 0 if self._beat_cycles == 1 else 1
@@ -167,8 +166,8 @@ class EngineModel:
                         moved = False
                     now = max(now, self._left[row - ROWS_UNDER_WAY])
                 opened = now
-            if entries > hidden:
-                while (released := self._released(entries - hidden - 1)) is None:
+            if entries > depth:
+                while (released := self._released(entries - depth - 1)) is None:
                     yield moved
                     moved = False
                 now = max(now, released + FREE_CYCLES)
@@ -179,13 +178,8 @@ class EngineModel:
             if kind & ENDS_HEADER:
                 now = max(now, opened + COUNT_CYCLES - 1)
             if kind & ENDS_ROW:
-                stored, row = now + ENTRIES_ON_THE_WAY, row + 1
-                if entries > depth:
-                    while (released := self._released(entries - depth - 1)) is None:
-                        yield moved
-                        moved = False
-                    stored = max(stored, released + FREE_CYCLES)
-                self._ready.append(stored + STORED_CYCLES)
+                row += 1
+                self._ready.append(now + ENTRY_CYCLES + STORED_CYCLES)
                 moved = True
         self._dropped = first_beat + popped
         taken.extend([now + 1] * (self._rounds - popped))
