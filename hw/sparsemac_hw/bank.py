@@ -60,7 +60,7 @@ class RegisterBank(wiring.Component):
 
     Latency: a write takes effect `WRITE_CYCLES` after both address and data were taken, and its
     response is up in the next cycle; read data are up `READ_CYCLES` after the address was taken.
-    Throughput: one write every 3 cycles, one read every 9.
+    Throughput: one write every 3 cycles, one read every 11.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ class RegisterBank(wiring.Component):
     """
 
     WRITE_CYCLES = 2
-    READ_CYCLES = 8
+    READ_CYCLES = 10
 
     bus: Any
     locked: Signal

@@ -2,14 +2,16 @@
 """Performance counters: where each cycle of each engine went."""
 
 from functools import reduce
+from itertools import pairwise
 from operator import add, or_
 
 from amaranth.hdl import Cat, Module, Mux, Signal, Value
 from amaranth.lib import wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 from sparsemac.registers import COUNTERS
+
+from .block_memory import BlockMemory
 
 __all__ = ["CounterBank"]
 
@@ -34,12 +36,12 @@ class CounterBank(wiring.Component):
 
     What happens is first added up in a few bits for each counter. In turn, one counter a cycle,
     these go to a memory behind the only wide adder. A read takes a turn behind its strobe, so what
-    it returns is complete up to the cycle behind the strobe.
+    it returns is complete up to two cycles behind the strobe.
 
     Events that come one at a time are counted by feedback shift registers, which take a LUT where a
     counter takes one for each bit; one table for all tells what their states mean.
 
-    Latency: `READ_CYCLES` from ``r_stb`` to ``r_data``. Throughput: a read in every fifth cycle.
+    Latency: `READ_CYCLES` from ``r_stb`` to ``r_data``. Throughput: a read in every eighth cycle.
 
     Parameters
     ----------
@@ -51,12 +53,12 @@ class CounterBank(wiring.Component):
     busy : In(1)                     A job is running; nothing counts otherwise.
     <counter>_now : In               What happens in this cycle: a bit per engine, or an amount.
     r_stb, r_idx : In                Strobe: read the counter at this place in
-                                     `sparsemac.registers.COUNTERS`; ``r_idx`` stays for 4 cycles
+                                     `sparsemac.registers.COUNTERS`; ``r_idx`` stays for 6 cycles
                                      more.
     r_data : Out(64)                 Its value, for one cycle.
     """
 
-    READ_CYCLES = 5
+    READ_CYCLES = 7
 
     clear: Signal
     busy: Signal
@@ -98,13 +100,13 @@ class CounterBank(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         turn, pick = Signal(SLOT_BITS), Signal(SLOT_BITS)
-        asked = Signal(4)  # the strobe, cycle by cycle
+        asked = Signal(6)  # the strobe, cycle by cycle
         m.d.sync += asked.eq(Cat(self.r_stb, asked))
-        # A word is written three cycles behind its turn: so no other turn that close must be the
-        # same. A counter that is read has its turn two cycles behind ``asked[0]``, and needs none
+        # A word is written four cycles behind its turn: so no other turn that close must be the
+        # same. A counter that is read has its turn three cycles behind ``asked[0]``, and needs none
         # in the neighbourhood; it is complete by then.
-        reads = asked[1]
-        near = Cat(self.r_stb, asked[0], asked[2], asked[3]).any()
+        reads = asked[2]
+        near = self.r_stb | asked.any()
         skips = near & (turn == self.r_idx)
         m.d.sync += pick.eq(Mux(reads, self.r_idx, turn | skips.replicate(SLOT_BITS)))
         with m.If(~reads):
@@ -121,16 +123,17 @@ class CounterBank(wiring.Component):
         amount = Signal(max(len(a) for a in amounts))
         decoded = Signal(CODE_BITS)
         m.d.comb += [code.eq(reduce(or_, codes)), amount.eq(reduce(or_, amounts))]
-        moved = Signal(max(len(amount), CODE_BITS))
+        collected = Signal(max(len(amount), CODE_BITS))
+        moved = Signal.like(collected)
         state = 0
         with m.Switch(code):
             for count in range((1 << CODE_BITS) - 1):
                 with m.Case(state):
                     m.d.comb += decoded.eq(count)
                 state = _next_code(state)
-        m.d.sync += moved.eq(amount | decoded)
+        m.d.sync += [collected.eq(amount | decoded), moved.eq(collected)]
         with m.If(self.clear):
-            m.d.sync += moved.eq(0)
+            m.d.sync += [collected.eq(0), moved.eq(0)]
         self._accumulate(m, pick, moved)
         return m
 
@@ -170,7 +173,7 @@ class CounterBank(wiring.Component):
         else:
             most, amount = len(now), reduce(add, list(now))
         step = Signal(range(most + 1), name=f"{name}_step")
-        # A read takes one turn of five, and may make the counter's own be left out once.
+        # A read takes one turn of eight, and may make the counter's own be left out once.
         pending = Signal(range(2 * SLOTS * most + 1), name=f"{name}_pending")
         m.d.sync += step.eq(0)
         with m.If(self.busy & ~self.clear):
@@ -184,25 +187,23 @@ class CounterBank(wiring.Component):
 
     def _accumulate(self, m: Module, pick: Signal, moved: Signal) -> None:
         """Adds to the memory. It cannot be cleared at once: ``fresh`` words count as 0."""
-        m.submodules.memory = memory = Memory(
-            shape=COUNTER_BITS, depth=SLOTS, init=[], attrs={"ram_style": "block"})
-        read, write = memory.read_port(), memory.write_port()
+        m.submodules.memory = memory = BlockMemory(COUNTER_BITS, SLOTS)
         fresh = Signal(SLOTS, init=(1 << SLOTS) - 1)
         before, total = Signal(COUNTER_BITS), Signal(COUNTER_BITS)
-        looked_up, slot = Signal(SLOT_BITS), Signal(SLOT_BITS)
+        slots = [Signal(SLOT_BITS, name=f"slot_{k}") for k in range(1, 4)]
         m.d.comb += [
-            read.addr.eq(pick),
-            read.en.eq(1),
+            memory.r_addr.eq(pick),
             total.eq(before + moved),
-            write.addr.eq(slot),
-            write.data.eq(total),
-            write.en.eq(1),
+            memory.w_addr.eq(slots[2]),
+            memory.w_data.eq(total),
+            memory.w_en.eq(1),
             self.r_data.eq(total),
         ]
-        # The memory's output has a register of its own: the adder takes a cycle.
-        m.d.sync += [looked_up.eq(pick), slot.eq(looked_up), before.eq(read.data)]
-        with m.If(fresh.bit_select(looked_up, 1) | self.clear):
+        # Behind the memory another register: the adder takes a cycle.
+        m.d.sync += before.eq(memory.r_data)
+        m.d.sync += [later.eq(now) for now, later in pairwise([pick, *slots])]
+        with m.If(fresh.bit_select(slots[1], 1) | self.clear):
             m.d.sync += before.eq(0)
-        m.d.sync += fresh.bit_select(slot, 1).eq(0)
+        m.d.sync += fresh.bit_select(slots[2], 1).eq(0)
         with m.If(self.clear):
             m.d.sync += fresh.eq((1 << SLOTS) - 1)

@@ -22,9 +22,10 @@ from sparsemac._checks import as_int_in
 
 __all__ = ["MEMORY_DEPTHS", "Product", "RegisteredMemory", "is_ecp5"]
 
-#: Bits of a word of a DP16KD by the words it has (Lattice FPGA-TN-02204, table 2.2), of widths that
-#: need no byte enables.
-_WORD_BITS = {2048: 9, 4096: 4, 8192: 2, 16384: 1}
+#: Bits of a word of a DP16KD by the words it has (Lattice FPGA-TN-02204, table 2.2). The widest
+#: has an enable for each of two bytes, on address bits that it leaves free.
+_WORD_BITS = {1024: 18, 2048: 9, 4096: 4, 8192: 2, 16384: 1}
+_BYTE_ENABLES = {18: 2}
 
 #: Depths of memories that a row of DP16KDs holds, and that yosys would not put into LUTs.
 MEMORY_DEPTHS = range(256, max(_WORD_BITS) + 1)
@@ -67,29 +68,33 @@ class RegisteredMemory(wiring.Component):
     Parameters
     ----------
     width : int    Bits of a word.
-    depth : int    Words, one of `MEMORY_DEPTHS`.
+    depth : int    Words, 2 to `MAX_DEPTH`.
 
     Members
     -------
     r_addr : In, r_data : Out(width)
+    r_en : In(1)     The register takes what was read in the last cycle; 1 if it is left alone.
     w_en, w_addr, w_data : In
     """
 
     LATENCY_CYCLES = 2
+    MAX_DEPTH = max(_WORD_BITS)
 
     r_addr: Signal
     r_data: Signal
+    r_en: Signal
     w_en: Signal
     w_addr: Signal
     w_data: Signal
 
     def __init__(self, width: int, depth: int) -> None:
         self._width = as_int_in("width", width, 1, 1024)
-        self._depth = as_int_in("depth", depth, MEMORY_DEPTHS.start, MEMORY_DEPTHS.stop - 1)
+        self._depth = as_int_in("depth", depth, 2, self.MAX_DEPTH)
         address = range(self._depth)
         super().__init__({
             "r_addr": In(address),
             "r_data": Out(self._width),
+            "r_en": In(1, init=1),  # pyright: ignore[reportCallIssue]
             "w_en": In(1),
             "w_addr": In(address),
             "w_data": In(self._width),
@@ -100,6 +105,8 @@ class RegisteredMemory(wiring.Component):
         m = Module()
         words, bits = next(mode for mode in _WORD_BITS.items() if mode[0] >= self._depth)
         lowest = _ADDRESS_BITS - (words - 1).bit_length()
+        enables = _BYTE_ENABLES.get(bits, 0)
+        written = Cat(Const(1).replicate(enables), Const(0, lowest - enables), self.w_addr)
         for k, first in enumerate(range(0, self._width, bits)):
             data = self.w_data[first : first + bits]
             output = Signal(bits, name=f"output_{k}")
@@ -113,15 +120,15 @@ class RegisteredMemory(wiring.Component):
                 p_CSDECODE_B="0b000", p_GSR="DISABLED",
                 i_CLKA=ClockSignal(), i_CEA=Const(1), i_OCEA=Const(1), i_RSTA=Const(0),
                 i_WEA=self.w_en,
-                i_CLKB=ClockSignal(), i_CEB=Const(1), i_OCEB=Const(1), i_RSTB=Const(0),
+                i_CLKB=ClockSignal(), i_CEB=Const(1), i_OCEB=self.r_en, i_RSTB=Const(0),
                 i_WEB=Const(0),
                 **_inputs("CSA", 3), **_inputs("CSB", 3),
-                **_inputs("ADA", _ADDRESS_BITS, Cat(Const(0, lowest), self.w_addr)),
+                **_inputs("ADA", _ADDRESS_BITS, written),
                 **_inputs("ADB", _ADDRESS_BITS, Cat(Const(0, lowest), self.r_addr)),
                 **_inputs("DIA", bits, data),
                 **_outputs("DOB", output),
             )
-            m.d.comb += self.r_data[first : first + bits].eq(output)
+            m.d.comb += self.r_data[first : first + bits].eq(output[: len(data)])
         return m
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 from amaranth.hdl import Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
+from .block_memory import BlockMemory
 from .layouts import chunk_entries, exec_layout, index_shape, partial_width
 from .results import pass_layout
 from .unpacker import entry_layout
@@ -102,9 +102,7 @@ class RowIssuer(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         m = Module()
         depth = self._config.entry_depth
-        m.submodules.entries = entries = Memory(shape=entry_layout, depth=depth, init=[])
-        write = entries.write_port()
-        read = entries.read_port()
+        m.submodules.entries = entries = BlockMemory(entry_layout.size, depth)
         bits = (depth - 1).bit_length() + 1  # one more than an address: full differs from empty
         write_ptr = Signal(bits)
         read_ptr = Signal(bits)
@@ -119,13 +117,12 @@ class RowIssuer(wiring.Component):
         # In its row's final pass an entry has been issued for good.
         m.d.sync += self.freed.eq(issue & final_pass)
         m.d.comb += [
-            write.en.eq(self.i_valid),
-            write.addr.eq(write_ptr[:-1]),
-            write.data.eq(self.i),
-            read.addr.eq(read_ptr[:-1]),
-            read.en.eq(1),
+            entries.w_en.eq(self.i_valid),
+            entries.w_addr.eq(write_ptr[:-1]),
+            entries.w_data.eq(self.i),
+            entries.r_addr.eq(read_ptr[:-1]),
         ]
-        with m.If(write.en):
+        with m.If(self.i_valid):
             m.d.sync += write_ptr.eq(write_ptr + 1)
 
         stored = Signal()  # there is an entry to be issued; known a cycle late
@@ -154,7 +151,7 @@ class RowIssuer(wiring.Component):
         pass_addr = self._positions(m, ends_pass, final_pass)
         m.d.comb += [self.o_pass_valid.eq(ends_pass), self.o_pass.last.eq(final_pass)]
         is_end = is_last | self._ends_chunk(m, issue, is_last, left)
-        self._address(m, issue, is_end, is_last, pass_addr, read)
+        self._address(m, issue, is_end, is_last, pass_addr, entry_layout(entries.r_data))
         m.d.comb += self.empty.eq(self.quiet & all_returned)
         return m
 
@@ -264,20 +261,19 @@ class RowIssuer(wiring.Component):
         return pass_addr
 
     def _address(self, m: Module, issue: Signal, is_end: Value, is_last: Signal,
-                 pass_addr: Signal, read: Any) -> None:
+                 pass_addr: Signal, entry: data.View) -> None:
         """Adds the entry's offset, once it has been read, to the address of its position."""
-        # Stages: the memory is read; what it gave stands in flip-flops; the address is there.
+        # Stages: the memory is read; what it gave is there; so is the address.
         stages = data.StructLayout({"last": 1, "end": 1, "pass_addr": 16})
         tags = [Signal(stages, name=f"tag_{k}", reset_less=True) for k in range(1, 4)]
         valid = [Signal(name=f"valid_{k}") for k in range(1, 4)]
-        entry = Signal(entry_layout, reset_less=True)
         weight = Signal(signed(8), reset_less=True)
         addr = Signal(17, reset_less=True)
         m.d.sync += [
             tags[0].last.eq(is_last), tags[0].end.eq(is_end), tags[0].pass_addr.eq(pass_addr),
             tags[1].eq(tags[0]), tags[2].eq(tags[1]),
             valid[0].eq(issue), valid[1].eq(valid[0]), valid[2].eq(valid[1]),
-            entry.eq(read.data), weight.eq(entry.weight),
+            weight.eq(entry.weight),
             addr.eq(tags[1].pass_addr + entry.offset),
         ]
         address_bits = self._config.address_bits

@@ -12,6 +12,7 @@ from sparsemac.commands import OutputMode
 from sparsemac.config import CoreConfig
 
 from .assembler import Assembler
+from .block_memory import BlockMemory
 from .layouts import (
     exec_layout,
     index_shape,
@@ -220,27 +221,23 @@ class ResultPath(wiring.Component):
     def _partial_sums(self, m: Module, requantizer: Requantizer) -> Value:
         """Keeps one sum per result between EXECs, read and written in the order of results."""
         depth = self._config.psum_depth
-        m.submodules.psums = psums = Memory(shape=signed(32), depth=depth, init=[])
-        read, write = psums.read_port(), psums.write_port()
-        psum = Signal(signed(32), reset_less=True)  # behind the slow memory
+        m.submodules.psums = psums = BlockMemory(32, depth)
         read_idx = Signal(range(depth + 1))
         write_idx = Signal(range(depth))
         uses = Signal()
         m.d.comb += [
             uses.eq(self.command.psum_in | self.command.psum_out),
-            read.addr.eq(read_idx),
-            read.en.eq(self.i_valid),
-            write.addr.eq(write_idx),
-            write.data.eq(requantizer.o_sum),
-            write.en.eq(requantizer.o_sum_valid & self.command.psum_out),
+            psums.r_addr.eq(read_idx),
+            psums.w_addr.eq(write_idx),
+            psums.w_data.eq(requantizer.o_sum),
+            psums.w_en.eq(requantizer.o_sum_valid & self.command.psum_out),
             self.overrun.eq(self.i_valid & uses & (read_idx == depth)),
         ]
-        m.d.sync += psum.eq(read.data)
         with m.If(self.start):
             m.d.sync += [read_idx.eq(0), write_idx.eq(0)]
         with m.Else():
             with m.If(self.i_valid & (read_idx != depth)):
                 m.d.sync += read_idx.eq(read_idx + 1)
-            with m.If(write.en):
+            with m.If(psums.w_en):
                 m.d.sync += write_idx.eq(write_idx + 1)
-        return psum
+        return psums.r_data

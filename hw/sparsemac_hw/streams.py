@@ -8,11 +8,13 @@ stays high and the payload does not change.
 
 from typing import Any
 
-from amaranth.hdl import Assert, Cat, Format, Module, Signal, Value
+from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_int_in
+
+from .ecp5 import RegisteredMemory, is_ecp5
 
 __all__ = ["Queue", "StreamChecker", "check_stream", "connect_stream"]
 
@@ -91,7 +93,8 @@ class Queue(wiring.Component):
 
     Up to `DISTRIBUTED_DEPTH` words stand in a memory that is read without a clock (distributed
     memory); deeper queues, and those with ``block``, in one with a clocked read (block memory).
-    That takes most of a cycle, so flip-flops follow. None has a path from ``o.ready`` to
+    That takes most of a cycle, so flip-flops follow, those inside the block if the FPGA has them
+    there. None has a path from ``o.ready`` to
     ``i.ready`` or from ``i.valid`` to ``o.valid``. To empty a queue at once, wrap it in
     `ResetInserter`.
 
@@ -143,12 +146,6 @@ class Queue(wiring.Component):
     def elaborate(self, platform: object) -> Module:
         """Returns the gateware."""
         m = Module()
-        # Left to itself, yosys makes distributed memory of some hundred words, too.
-        m.submodules.memory = memory = Memory(
-            shape=self._shape, depth=self._depth, init=[],
-            attrs={"ram_style": "block"} if self._block else {},
-        )
-        write = memory.write_port()
         put = Signal()
         take = Signal()
         # The level is never more than the depth: of a power of two only the highest bit is new.
@@ -158,41 +155,83 @@ class Queue(wiring.Component):
             self.i.ready.eq(~full),
             put.eq(self.i.valid & self.i.ready),
             take.eq(self.o.valid & self.o.ready),
-            write.data.eq(self.i.payload),
-            write.en.eq(put),
         ]
         # One more, one less or the same with a single adder.
         step = Cat(put ^ take, (take & ~put).replicate(len(self.level) - 1))
         m.d.sync += self.level.eq(self.level + step)
-        self._step(m, write.addr, put)
-        if self._block:
-            self._read_block(m, memory, take)
+        if self._block and is_ecp5(platform) and 1 < self._depth <= RegisteredMemory.MAX_DEPTH:
+            self._read_registered(m, put, take)
+        elif self._block:
+            self._read_block(m, put, take)
         else:
+            memory = self._memory(m, put)
             read = memory.read_port(domain="comb")
             m.d.comb += [self.o.valid.eq(self.level != 0), self.o.payload.eq(read.data)]
             self._step(m, read.addr, take)
         return m
 
-    def _read_block(self, m: Module, memory: Memory, take: Signal) -> None:
+    def _memory(self, m: Module, put: Signal, **attributes: str) -> Memory:
+        """Returns a memory into which words are put."""
+        m.submodules.memory = memory = Memory(
+            shape=self._shape, depth=self._depth, init=[], attrs=attributes)
+        write = memory.write_port()
+        m.d.comb += [write.data.eq(self.i.payload), write.en.eq(put)]
+        self._step(m, write.addr, put)
+        return memory
+
+    def _read_block(self, m: Module, put: Signal, take: Signal) -> None:
         """Drives ``o`` from a memory with a clocked read; that shows the word behind ``o``'s."""
-        read = memory.read_port()
-        vacant = Signal()  # the next word can come onto ``o``
+        # Left to itself, yosys makes distributed memory of some hundred words, too.
+        read = self._memory(m, put, ram_style="block").read_port()
+        word = Signal.like(Value.cast(read.data), reset_less=True)
+        vacant, _ = self._advance(m, take, read.en)
+        m.d.comb += Value.cast(self.o.payload).eq(word)
+        with m.If(vacant):
+            m.d.sync += word.eq(read.data)
+        self._step(m, read.addr, read.en)
+
+    def _read_registered(self, m: Module, put: Signal, take: Signal) -> None:
+        """The same with an ECP5's memories, whose own register is ``o``.
+
+        They are always enabled, so what waits behind ``o`` is read again and again.
+        """
+        payload = Value.cast(self.o.payload)
+        m.submodules.memory = memory = RegisteredMemory(len(payload), self._depth)
+        shows_next = Signal()
+        vacant, leaves = self._advance(m, take, shows_next)
+        upcoming, shown_address = (Signal(range(self._depth), name=name)
+                                   for name in ("upcoming", "shown_address"))
+        m.d.comb += [
+            memory.w_data.eq(self.i.payload), memory.w_en.eq(put),
+            memory.r_addr.eq(Mux(leaves, upcoming, shown_address)), memory.r_en.eq(vacant),
+            payload.eq(memory.r_data),
+        ]
+        with m.If(shows_next):
+            m.d.sync += shown_address.eq(upcoming)
+        self._step(m, memory.w_addr, put)
+        self._step(m, upcoming, shows_next)
+
+    def _advance(self, m: Module, take: Signal, shows_next: Signal) -> tuple[Value, Value]:
+        """Moves words from the memory to ``o``, by way of what the memory shows.
+
+        Returns whether a word can come onto ``o``, and whether what the memory shows may change;
+        ``shows_next``: it will be the next word.
+        """
+        vacant = Signal()
         waiting = Signal()  # a word stands in the memory, and has not been read
         shown, leaves = Signal(), Signal()
-        word = Signal.like(Value.cast(read.data), reset_less=True)
         read_count = Cat(self.o.valid ^ shown, self.o.valid & shown)
         m.d.comb += [
-            Value.cast(self.o.payload).eq(word),
             vacant.eq(take | ~self.o.valid),
             leaves.eq(vacant | ~shown),
             waiting.eq(self.level != read_count),
-            read.en.eq(waiting & leaves),
+            shows_next.eq(waiting & leaves),
         ]
         with m.If(vacant):
-            m.d.sync += [self.o.valid.eq(shown), word.eq(read.data)]
+            m.d.sync += self.o.valid.eq(shown)
         with m.If(leaves):
             m.d.sync += shown.eq(waiting)
-        self._step(m, read.addr, read.en)
+        return vacant, leaves
 
     def _step(self, m: Module, port_address: Value, enable: Value) -> None:
         """Drives the address of a memory port from a pointer that moves on with ``enable``."""

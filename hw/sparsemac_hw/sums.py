@@ -5,12 +5,12 @@ from functools import reduce
 from operator import or_
 
 from amaranth.hdl import Array, Cat, Module, Signal, signed
-from amaranth.lib import wiring
-from amaranth.lib.memory import Memory
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_power_of_two
 from sparsemac.config import CoreConfig
 
+from .block_memory import BlockMemory
 from .layouts import index_shape, partial_width
 
 __all__ = ["RowSum", "SumQueue"]
@@ -22,7 +22,7 @@ class RowSum(wiring.Component):
     The sums of a chunk come lane by lane, those of the row's chunks before it wait in a memory.
 
     Latency: `LATENCY_CYCLES` from a sum of a row's last chunk to the row's sum. Throughput: one sum
-    per cycle; sums of one lane must be 4 cycles apart.
+    per cycle; sums of one lane must be 5 cycles apart.
     Overflow: wraps modulo 2**acc_width.
 
     Parameters
@@ -35,7 +35,7 @@ class RowSum(wiring.Component):
     o_valid : Out(1), o_acc : Out(signed(acc_width))
     """
 
-    LATENCY_CYCLES = 2
+    LATENCY_CYCLES = 3
 
     i_valid: Signal
     i_last: Signal
@@ -57,35 +57,37 @@ class RowSum(wiring.Component):
         """Returns the gateware."""
         m = Module()
         group, width = self._config.shortest_row_cycles, self._config.acc_width
-        m.submodules.kept = kept = Memory(
-            shape=signed(width), depth=max(2, group), init=[], attrs={"ram_style": "block"})
-        # Read a cycle ahead, so that there is a register behind the slow memory, too. What is to be
-        # read has been written by then, for sums of one lane are four cycles apart.
-        read, write = kept.read_port(), kept.write_port()
+        m.submodules.kept = kept = BlockMemory(width, max(2, group))
+        # Read a cycle ahead. What is to be read has been written by then, for sums of one lane are
+        # five cycles apart.
         lane, lane_next = Signal(index_shape(group)), Signal(index_shape(group))
         is_first = Signal(init=1)  # the chunk is its row's first
-        m.d.comb += [lane_next.eq(lane), read.addr.eq(lane_next)]
+        m.d.comb += [lane_next.eq(lane), kept.r_addr.eq(lane_next)]
         m.d.sync += lane.eq(lane_next)
         with m.If(self.i_valid):
             m.d.comb += lane_next.eq((lane + 1) & (group - 1))
             with m.If(lane == group - 1):
                 m.d.sync += is_first.eq(self.i_last)
 
-        valid_1, last_1, valid_2 = Signal(), Signal(), Signal()
-        lane_1, lane_2 = Signal.like(lane), Signal.like(lane)
+        # Stages: the sum before is there; it is 0 for a first chunk; both are added.
+        stages = data.StructLayout({"valid": 1, "last": 1, "lane": lane.shape()})
+        tags = [Signal(stages, name=f"tag_{k}") for k in range(1, 4)]
+        shape = signed(partial_width(self._config))
+        partials = [Signal(shape, name=f"partial_{k}", reset_less=True) for k in range(1, 3)]
+        starts = Signal()
         before = Signal(signed(width), reset_less=True)
-        partial = Signal(signed(partial_width(self._config)), reset_less=True)
         total = Signal(signed(width), reset_less=True)
         m.d.sync += [
-            valid_1.eq(self.i_valid), last_1.eq(self.i_last), lane_1.eq(lane),
-            partial.eq(self.i_acc), before.eq(read.data),
-            valid_2.eq(valid_1), self.o_valid.eq(valid_1 & last_1), lane_2.eq(lane_1),
-            total.eq(before + partial),
+            tags[0].valid.eq(self.i_valid), tags[0].last.eq(self.i_last), tags[0].lane.eq(lane),
+            tags[1].eq(tags[0]), tags[2].eq(tags[1]), starts.eq(is_first),
+            partials[0].eq(self.i_acc), partials[1].eq(partials[0]),
+            before.eq(kept.r_data), total.eq(before + partials[1]),
+            self.o_valid.eq(tags[1].valid & tags[1].last),
         ]
-        with m.If(is_first):  # a synchronous clear, without a LUT
+        with m.If(starts):  # a synchronous clear, without a LUT
             m.d.sync += before.eq(0)
         m.d.comb += [
-            write.addr.eq(lane_2), write.data.eq(total), write.en.eq(valid_2),
+            kept.w_addr.eq(tags[2].lane), kept.w_data.eq(total), kept.w_en.eq(tags[2].valid),
             self.o_acc.eq(total),
         ]
         return m
@@ -98,7 +100,7 @@ class SumQueue(wiring.Component):
     thus costs no more than a group's worth of cycles, as long as longer rows give the one result
     per cycle behind this queue time to catch up.
 
-    Latency: 3 cycles, none with a single bus. Throughput: one sum per cycle.
+    Latency: 4 cycles, none with a single bus. Throughput: one sum per cycle.
 
     Parameters
     ----------
@@ -144,27 +146,25 @@ class SumQueue(wiring.Component):
         read_count = Signal(bits + 1 + bus_bits)
         bus_idx = read_count[group_bits:][:bus_bits]
         read_ptr = Cat(read_count[:group_bits], read_count[group_bits + bus_bits :])
-        bus_read = Signal(bus_bits, reset_less=True)  # whose sum has been read
-        valid_read = Signal()
+        bus_read, bus_shown = (Signal(bus_bits, name=name, reset_less=True)
+                               for name in ("bus_read", "bus_shown"))  # whose sum that is
+        valid_read, valid_shown = Signal(), Signal()
         write_ptrs, words = [], []
         for b in range(buses):
-            memory = Memory(shape=signed(config.acc_width), depth=self._words * group, init=[],
-                            attrs={"ram_style": "block"})
-            m.submodules[f"bus_{b}"] = memory
-            write, read = memory.write_port(), memory.read_port()
+            m.submodules[f"bus_{b}"] = memory = BlockMemory(config.acc_width, self._words * group)
             write_ptr = Signal(bits + 1, name=f"write_ptr_{b}")
             word = Signal(signed(config.acc_width), name=f"word_{b}", reset_less=True)
             m.d.comb += [
-                write.addr.eq(write_ptr[:-1]),
-                write.data.eq(self.i_acc[b]),
-                write.en.eq(self.i_valid[b]),
-                read.addr.eq(read_ptr[:-1]),
+                memory.w_addr.eq(write_ptr[:-1]),
+                memory.w_data.eq(self.i_acc[b]),
+                memory.w_en.eq(self.i_valid[b]),
+                memory.r_addr.eq(read_ptr[:-1]),
             ]
             with m.If(self.i_valid[b]):
                 m.d.sync += write_ptr.eq(write_ptr + 1)
-            # Behind the slow memory; cleared where there is nothing, to be merged by OR.
-            m.d.sync += word.eq(read.data)
-            with m.If(bus_read != b):
+            # Cleared where there is nothing, to be merged by OR.
+            m.d.sync += word.eq(memory.r_data)
+            with m.If(bus_shown != b):
                 m.d.sync += word.eq(0)
             write_ptrs.append(write_ptr)
             words.append(word)
@@ -173,7 +173,8 @@ class SumQueue(wiring.Component):
         with m.If(available):
             m.d.sync += read_count.eq(read_count + 1)
         m.d.sync += [
-            bus_read.eq(bus_idx), valid_read.eq(available), self.o_valid.eq(valid_read),
+            bus_read.eq(bus_idx), valid_read.eq(available),
+            bus_shown.eq(bus_read), valid_shown.eq(valid_read), self.o_valid.eq(valid_shown),
         ]
         m.d.comb += self.o_acc.eq(reduce(or_, words))
         return m

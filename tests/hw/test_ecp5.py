@@ -7,7 +7,8 @@ import pytest
 from amaranth.hdl import Instance, Module, Signal, signed
 from sparsemac.config import CoreConfig
 from sparsemac_hw.core import Core
-from sparsemac_hw.ecp5 import MEMORY_DEPTHS, Product, RegisteredMemory, is_ecp5
+from sparsemac_hw.block_memory import BlockMemory
+from sparsemac_hw.ecp5 import Product, RegisteredMemory, is_ecp5
 from sparsemac_hw.emit import CORE_NAME, emit_verilog
 from sparsemac_hw.shared import SharedModules
 from sparsemac_hw.testing import simulate
@@ -16,7 +17,7 @@ from support.ecp5_twins import ECP5, WithTwins
 
 @pytest.mark.parametrize(("width", "depth", "blocks"), [
     (8, 256, 1), (8, 2048, 1), (32, 2048, 4), (8, 2049, 2), (8, 4096, 2), (5, 8192, 3),
-    (2, 16384, 2),
+    (2, 16384, 2), (18, 1024, 1), (65, 16, 4), (3, 2, 1),
 ])
 def test_memory_reads_what_was_written_two_cycles_later(width, depth, blocks):
     seed = width * depth
@@ -28,7 +29,7 @@ def test_memory_reads_what_was_written_two_cycles_later(width, depth, blocks):
 
     async def bench(ctx):
         words = dict.fromkeys(places, 0)
-        expected = []
+        word, shown = 0, None  # what was read in the last cycle; what the register holds
         for _ in range(400):
             r_addr, w_addr = rng.choice(places), rng.choice(places)
             w_en = rng.random() < 0.5 and r_addr != w_addr
@@ -37,15 +38,42 @@ def test_memory_reads_what_was_written_two_cycles_later(width, depth, blocks):
             ctx.set(dut.w_addr, w_addr)
             ctx.set(dut.w_en, w_en)
             ctx.set(dut.w_data, w_data)
-            expected.append(words[r_addr])
+            r_en = rng.random() < 0.7
+            ctx.set(dut.r_en, r_en)
+            if r_en:
+                shown = word
+            word = words[r_addr]
             if w_en:
                 words[w_addr] = w_data
             await ctx.tick()
-            if len(expected) >= RegisteredMemory.LATENCY_CYCLES:
-                assert ctx.get(dut.r_data) == expected[-RegisteredMemory.LATENCY_CYCLES]
+            if shown is not None:
+                assert ctx.get(dut.r_data) == shown
 
     simulate(twins, bench)
     assert twins.replaced == ["DP16KD"] * blocks
+
+
+@pytest.mark.parametrize("family", ["portable", "ecp5"])
+@pytest.mark.parametrize(("width", "depth"), [(8, 16), (48, 16), (24, 512), (32, 1024)])
+def test_block_memory_reads_two_cycles_later_in_any_family(family, width, depth):
+    rng = random.Random(width + depth)
+    dut = BlockMemory(width, depth)
+    words, expected = [0] * depth, []
+
+    async def bench(ctx):
+        for _ in range(300):
+            r_addr, w_addr = rng.sample(range(8), 2)
+            w_data = rng.randrange(1 << width)
+            for name, value in (("r_addr", r_addr), ("w_addr", w_addr), ("w_data", w_data)):
+                ctx.set(getattr(dut, name), value)
+            ctx.set(dut.w_en, 1)
+            expected.append(words[r_addr])
+            words[w_addr] = w_data
+            await ctx.tick()
+            if len(expected) >= BlockMemory.LATENCY_CYCLES:
+                assert ctx.get(dut.r_data) == expected[-BlockMemory.LATENCY_CYCLES]
+
+    simulate(WithTwins(dut) if family == "ecp5" else dut, bench)
 
 
 @pytest.mark.parametrize("is_signed", [False, True])
@@ -75,7 +103,7 @@ def test_product_is_exact_two_cycles_later(a_width, b_width, is_signed):
 
 @pytest.mark.parametrize("name", ["width", "depth"])
 def test_memory_refuses_what_blocks_cannot_hold(name):
-    wrong = {"width": 0, "depth": MEMORY_DEPTHS.stop}[name]
+    wrong = {"width": 0, "depth": RegisteredMemory.MAX_DEPTH + 1}[name]
     arguments = {"width": 8, "depth": 256, name: wrong}
     with pytest.raises(ValueError, match=rf"^{name} must be .*, not {wrong} "):
         RegisteredMemory(**arguments)
@@ -96,10 +124,13 @@ def test_family_is_asked_of_the_platform():
 def test_portable_core_has_no_block_and_the_other_one_a_product_per_lane_and_four_to_scale():
     config = CoreConfig(engines=1, lanes=8, act_depth=256, fifo_depth=64)
     blocks = re.compile(r"^  (DP16KD|MULT18X18D) #", re.M)
-    assert not blocks.search(emit_verilog(Core(config), CORE_NAME))
-    found = blocks.findall(emit_verilog(Core(config), CORE_NAME, "ecp5"))
+    portable = emit_verilog(Core(config), CORE_NAME)
+    assert not blocks.search(portable) and "ram_style" in portable
+    special = emit_verilog(Core(config), CORE_NAME, "ecp5")
+    found = blocks.findall(special)
     assert found.count("MULT18X18D") == config.lanes + 4
-    assert found.count("DP16KD") == config.lanes
+    # Of the lanes; and every other block memory has its register inside, too.
+    assert found.count("DP16KD") > config.lanes and "ram_style" not in special
 
 
 def test_twin_of_an_unregistered_product_follows_at_once():

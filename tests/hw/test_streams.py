@@ -16,6 +16,7 @@ from sparsemac_hw.testing import (
     stream_put,
     stream_put_all,
 )
+from support.ecp5_twins import WithTwins
 
 PAIR = data.StructLayout({"a": 3, "b": 5})
 SEED = 20240611
@@ -34,9 +35,14 @@ DEPTHS = [*((depth, False) for depth in (1, 2, 3, 8, 16, 31, 33, 64, 100)),
           *((depth, True) for depth in (1, 2, 3, 16, 33))]
 
 
+def made_for(family, dut):
+    return WithTwins(dut) if family == "ecp5" else dut
+
+
+@pytest.mark.parametrize("family", ["portable", "ecp5"])
 @pytest.mark.parametrize(("depth", "block"), DEPTHS)
 @pytest.mark.parametrize("stalls", [(0, 0), (0.5, 0.1), (0.1, 0.6), (0.4, 0.4)])
-def test_queue_keeps_every_word_in_order(depth, block, stalls):
+def test_queue_keeps_every_word_in_order(depth, block, stalls, family):
     print(f"seed {SEED}")
     rng = random.Random(SEED)
     words = [rng.randrange(256) for _ in range(3 * depth + 40)]
@@ -52,12 +58,13 @@ def test_queue_keeps_every_word_in_order(depth, block, stalls):
         await ctx.tick()
         assert ctx.get(dut.level) == 0 and ctx.get(dut.o.valid) == 0
 
-    simulate(dut, source, sink)
+    simulate(made_for(family, dut), source, sink)
 
 
+@pytest.mark.parametrize("family", ["portable", "ecp5"])
 @pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize("depth", [1, 5, 16, 40])
-def test_queue_holds_depth_words_and_counts_them(depth, block):
+def test_queue_holds_depth_words_and_counts_them(depth, block, family):
     dut = Queue(16, depth, block)
 
     async def bench(ctx):
@@ -71,13 +78,14 @@ def test_queue_holds_depth_words_and_counts_them(depth, block):
             assert await stream_get(ctx, dut.o) == n
             assert ctx.get(dut.level) == depth - 1 - n
 
-    simulate(dut, bench)
+    simulate(made_for(family, dut), bench)
 
 
+@pytest.mark.parametrize("family", ["portable", "ecp5"])
 @pytest.mark.parametrize(("depth", "block"), [
     (2, False), (32, False), (64, False), (4, True), (16, True), (32, True),
 ])
-def test_queue_has_stated_latency_and_full_rate(depth, block):
+def test_queue_has_stated_latency_and_full_rate(depth, block, family):
     dut = Queue(16, depth, block)
 
     async def bench(ctx):
@@ -94,7 +102,7 @@ def test_queue_has_stated_latency_and_full_rate(depth, block):
         wait = dut.latency_cycles
         assert seen == [None] * wait + list(range(20 - wait))
 
-    simulate(dut, bench)
+    simulate(made_for(family, dut), bench)
 
 
 def test_queue_depth_wrong():

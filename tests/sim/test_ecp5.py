@@ -36,6 +36,6 @@ def test_same_results_in_the_same_cycles(toolchain, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "core_files", lambda config: tmp_path)
     special_outputs, special_cycles = run()
     assert core.twins.replaced.count("MULT18X18D") == config.macs + 4 * config.engines
-    assert core.twins.replaced.count("DP16KD") == config.macs
+    assert core.twins.replaced.count("DP16KD") > config.macs
     np.testing.assert_array_equal(special_outputs, outputs)
     assert special_cycles == cycles

@@ -81,7 +81,7 @@ class _Memory(_Twin):
         "CSDECODE_A": "0b000", "CSDECODE_B": "0b000",
     }
     #: By the width of a word, the lowest address bit that counts.
-    LOWEST = {1: 0, 2: 1, 4: 2, 9: 3}
+    LOWEST = {1: 0, 2: 1, 4: 2, 9: 3, 18: 4}
 
     def elaborate(self, platform):
         m = Module()
@@ -94,6 +94,8 @@ class _Memory(_Twin):
             shape=width, depth=1 << 14 - lowest, init=[])
         write, word = memory.write_port(), memory.read_port(domain="comb")
         enable_a, enable_b = self.pin("CEA") & self.pin("WEA"), self.pin("CEB")
+        if width == 18:  # an enable for each byte: this writes all of a word or none
+            enable_a = enable_a & self.pin("ADA0") & self.pin("ADA1")
         latch = Signal(width, reset_less=True)
         m.d.comb += [
             write.addr.eq(written), write.data.eq(self.bus("DIA", width)), write.en.eq(enable_a),

@@ -43,7 +43,7 @@ CREDIT_CYCLES = 2
 
 #: Cycles from the last entry of a row to the sum of lane 0, and more if rows are summed in chunks,
 #: and if several buses of sums are merged.
-LANE_CYCLES, CHUNK_CYCLES, MERGE_CYCLES = 8, 2, 3
+LANE_CYCLES, CHUNK_CYCLES, MERGE_CYCLES = 8, 3, 4
 
 #: Cycles from a sum to the result, and from the result to a beat that is offered to the store.
 RESULT_CYCLES, ASSEMBLE_CYCLES = 14, 2
