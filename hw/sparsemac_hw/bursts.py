@@ -68,8 +68,9 @@ class BurstSplitter(wiring.Component):
 
         active = Signal()
         is_first = Signal()
-        # Beats from the block's beginning; 0 but for the first burst.
+        # Beats from the block's beginning, 0 but for the first burst; and those to its end.
         offset = Signal(index_shape(block_beats))
+        room = Signal(offset_bits + 1)
         # A block's number is loaded by adding it to 0, which takes no multiplexer as loading would.
         block = Signal(32 - beat_bits - offset_bits)
         first_block = Signal.like(block)  # 0 but for the first burst
@@ -77,11 +78,9 @@ class BurstSplitter(wiring.Component):
         # Beats left, negated, so that one adder both counts them and tells the last burst by its
         # carry. Complementing is free where negating is not: the first addition makes up for it.
         minus_left = Signal(left_bits)
-        room = Signal(offset_bits + 1)
         total = Signal(left_bits + 2)  # below the sum, a bit that turns ``is_first`` into a carry
         is_last = Signal()
         m.d.comb += [
-            room.eq(block_beats - offset),
             total.eq(Cat(1, minus_left) + Cat(is_first, room)),
             is_last.eq(total[-1]),
             this_block.eq(Cat(1, block) + Cat(~is_first, first_block)),
@@ -95,6 +94,7 @@ class BurstSplitter(wiring.Component):
             m.d.sync += [
                 is_first.eq(0),
                 offset.eq(0),
+                room.eq(block_beats),
                 block.eq(this_block[1:]),
                 first_block.eq(0),
                 minus_left.eq(total[1:]),
@@ -110,6 +110,7 @@ class BurstSplitter(wiring.Component):
             m.d.sync += [
                 is_first.eq(1),
                 offset.eq(address[beat_bits:][:offset_bits]),
+                room.eq(block_beats - address[beat_bits:][:offset_bits]),
                 first_block.eq(address[beat_bits + offset_bits :]),
                 minus_left.eq(~self.i.payload.beats),
                 active.eq(self.i.valid),

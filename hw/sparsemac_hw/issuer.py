@@ -105,6 +105,7 @@ class RowIssuer(wiring.Component):
         m.submodules.entries = entries = BlockMemory(entry_layout.size, depth)
         bits = (depth - 1).bit_length() + 1  # one more than an address: full differs from empty
         write_ptr = Signal(bits)
+        last_ptr = Signal(bits, init=-1 & (1 << bits) - 1)  # the one before
         read_ptr = Signal(bits)
         row_ptr = Signal(bits)
 
@@ -123,7 +124,7 @@ class RowIssuer(wiring.Component):
             entries.r_addr.eq(read_ptr[:-1]),
         ]
         with m.If(self.i_valid):
-            m.d.sync += write_ptr.eq(write_ptr + 1)
+            m.d.sync += [write_ptr.eq(write_ptr + 1), last_ptr.eq(write_ptr)]
 
         stored = Signal()  # there is an entry to be issued; known a cycle late
         following_read = Signal(bits)
@@ -139,7 +140,7 @@ class RowIssuer(wiring.Component):
             ends_pass.eq(active & stored & is_last & may_end),
             ends_row.eq(ends_pass & final_pass),
         ]
-        m.d.sync += stored.eq(Mux(issue, following_read != write_ptr, read_ptr != write_ptr))
+        m.d.sync += stored.eq(Mux(issue, read_ptr != last_ptr, read_ptr != write_ptr))
         with m.If(issue):
             m.d.sync += read_ptr.eq(following_read)
         with m.If(ends_pass & ~final_pass):

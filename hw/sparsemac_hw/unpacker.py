@@ -210,7 +210,7 @@ class Unpacker(wiring.Component):
             m.d.sync += self._empty.eq(0)
         with m.If(takes_count):
             m.d.sync += [
-                no_entries.eq(count == 0), need.eq(count), needs.eq(count != 0),
+                no_entries.eq(count == 0), need.eq(count), needs.eq((count != 0) & ~no_row),
                 self._end.eq(bits[0]),
                 self._known.eq(~no_row), self._null.eq(no_row), row.bias.eq(0),
             ]
@@ -267,8 +267,9 @@ class Unpacker(wiring.Component):
             window.discard.eq(discards),
             asked.eq(window.valid & self._header),
             window.step_bits.eq(step_bits),
-            wanted.eq(~self._header & self._known & self._needs & self._room),
-            window.wants.eq(self._header | (wanted & (found | ~self._rice))),
+            wanted.eq(~self._header & self._needs & self._room),
+            window.wants.eq(
+                self._header | (self._needs & self._room & (found | ~self._rice))),
         ]
 
         def go(state: str) -> None:

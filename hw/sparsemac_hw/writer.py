@@ -253,23 +253,29 @@ class Writer(wiring.Component):
     def _send(self, m: Module, purge: Signal, flush: Signal) -> Signal:
         """Moves beats of granted words to the pins; returns the strobe of a burst's last beat."""
         beats = self._beats
-        owed_words = Signal(range(self.MAX_OUTSTANDING + 1))  # granted, not all on the pins yet
+        # Granted, not all on the pins yet; and whether there are any.
+        owed_words = Signal(range(self.MAX_OUTSTANDING + 1))
+        owes_words = Signal()
+        ends_word = Signal()
         free = Signal()
         current = Signal()  # the beat on the pins is of this epoch
         take = Signal()
         idle_strobes = Signal()
         m.d.comb += [
             free.eq(~self.wvalid | self.wready),
-            beats.o.ready.eq(free & owed_words.any()),
+            beats.o.ready.eq(free & owes_words),
             take.eq(beats.o.valid & beats.o.ready),
+            ends_word.eq(take & beats.o.payload.last),
             idle_strobes.eq(purge | self.clear),
-            flush.eq(purge & ~owed_words.any() & ~self._owes),
-            self.owed.eq(self.wvalid | owed_words.any() | self._owes),
+            flush.eq(purge & ~owes_words & ~self._owes),
+            self.owed.eq(self.wvalid | owes_words | self._owes),
             self.beat.eq(self.wvalid & self.wready),
         ]
         strobes, count = self._strobes(beats.o.payload)
-        m.d.sync += owed_words.eq(
-            owed_words + _step(owed_words, self._owes, take & beats.o.payload.last))
+        m.d.sync += [
+            owed_words.eq(owed_words + _step(owed_words, self._owes, ends_word)),
+            owes_words.eq(self._owes | (owes_words & ~(ends_word & (owed_words == 1)))),
+        ]
         with m.If(free):
             m.d.sync += [
                 self.wvalid.eq(take),
