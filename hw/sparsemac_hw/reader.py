@@ -141,6 +141,7 @@ class Reader(wiring.Component):
             "client": ReadClient,
             "address": 32 - self._beat_bits,
             "last_idx": self._index_bits,
+            "single": 1,  # it is 0
             "closing": range(config.engines + 1),
         })
 
@@ -164,7 +165,8 @@ class Reader(wiring.Component):
         held = Signal()  # a request stands in its client's register
         asked = self.o_burst.valid  # one stands before the guard
         request_layout = data.StructLayout({
-            name: field.shape for name, field in self._track_layout if name != "client"})
+            name: field.shape for name, field in self._track_layout
+            if name not in ("client", "single")})
         client, asking = Signal(ReadClient), Signal(ReadClient)
         vacant = Signal()
         taken = Signal()
@@ -228,6 +230,7 @@ class Reader(wiring.Component):
             track.payload.client.eq(asking),
             track.payload.address.eq(request.address),
             track.payload.last_idx.eq(request.last_idx),
+            track.payload.single.eq(request.last_idx == 0),
             track.payload.closing.eq(request.closing),
         ]
 
@@ -248,23 +251,31 @@ class Reader(wiring.Component):
         ]
 
         beat_idx = Signal(self._index_bits)  # beats of the oldest burst that have come
+        # Whether the next one is its last, but for its first: known before, for the memory behind
+        # ``track`` is slow.
+        starts, nears = Signal(init=1), Signal()
+        following_idx = Signal.like(beat_idx)
         expected, ends, good, failing = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             self.rready.eq(1),
             self.beat.eq(valid & current),
             self.stale.eq(valid & ~current),
             expected.eq(self.beat & self._owed),
-            ends.eq(beat_idx == track.payload.last_idx),
+            ends.eq(Mux(starts, track.payload.single, nears)),
+            following_idx.eq(beat_idx + 1),
             good.eq(expected & ~refused & (last == ends) & ~halt),
             failing.eq(self.beat & ~good & ~halt),
             track.ready.eq(expected & ends),
         ]
         with m.If(expected):
-            m.d.sync += beat_idx.eq(Mux(ends, 0, beat_idx + 1))
+            m.d.sync += [
+                beat_idx.eq(Mux(ends, 0, following_idx)), starts.eq(ends),
+                nears.eq(following_idx == track.payload.last_idx),
+            ]
         with m.If(failing):
             m.d.sync += halt.eq(1)
         with m.If(self.clear):
-            m.d.sync += [beat_idx.eq(0), halt.eq(0)]
+            m.d.sync += [beat_idx.eq(0), starts.eq(1), halt.eq(0)]
 
         outputs = {
             ReadClient.COMMANDS: self.o_commands,
