@@ -65,6 +65,9 @@ class RegisteredMemory(wiring.Component):
     Latency: `LATENCY_CYCLES` from ``r_addr`` to ``r_data``. Throughput: one read and one write per
     cycle.
 
+    The enables are 1 if they are left alone. ``r_en`` must be low only where ``r_moves`` is, too:
+    so it need not be known whether the blocks' registers wait for one of their enables or for both.
+
     Parameters
     ----------
     width : int    Bits of a word.
@@ -73,7 +76,8 @@ class RegisteredMemory(wiring.Component):
     Members
     -------
     r_addr : In, r_data : Out(width)
-    r_en : In(1)     The register takes what was read in the last cycle; 1 if it is left alone.
+    r_en : In(1)       The memory is read; else what was read last stays.
+    r_moves : In(1)    The register takes what was read last.
     w_en, w_addr, w_data : In
     """
 
@@ -83,6 +87,7 @@ class RegisteredMemory(wiring.Component):
     r_addr: Signal
     r_data: Signal
     r_en: Signal
+    r_moves: Signal
     w_en: Signal
     w_addr: Signal
     w_data: Signal
@@ -95,6 +100,7 @@ class RegisteredMemory(wiring.Component):
             "r_addr": In(address),
             "r_data": Out(self._width),
             "r_en": In(1, init=1),  # pyright: ignore[reportCallIssue]
+            "r_moves": In(1, init=1),  # pyright: ignore[reportCallIssue]
             "w_en": In(1),
             "w_addr": In(address),
             "w_data": In(self._width),
@@ -110,8 +116,6 @@ class RegisteredMemory(wiring.Component):
         for k, first in enumerate(range(0, self._width, bits)):
             data = self.w_data[first : first + bits]
             output = Signal(bits, name=f"output_{k}")
-            # The read port is always enabled: whether its register would wait for CEB, too, need
-            # not be known then.
             m.submodules[f"block_{k}"] = Instance(
                 "DP16KD",
                 p_DATA_WIDTH_A=bits, p_DATA_WIDTH_B=bits, p_REGMODE_A="NOREG",
@@ -120,7 +124,7 @@ class RegisteredMemory(wiring.Component):
                 p_CSDECODE_B="0b000", p_GSR="DISABLED",
                 i_CLKA=ClockSignal(), i_CEA=Const(1), i_OCEA=Const(1), i_RSTA=Const(0),
                 i_WEA=self.w_en,
-                i_CLKB=ClockSignal(), i_CEB=Const(1), i_OCEB=self.r_en, i_RSTB=Const(0),
+                i_CLKB=ClockSignal(), i_CEB=self.r_en, i_OCEB=self.r_moves, i_RSTB=Const(0),
                 i_WEB=Const(0),
                 **_inputs("CSA", 3), **_inputs("CSB", 3),
                 **_inputs("ADA", _ADDRESS_BITS, written),

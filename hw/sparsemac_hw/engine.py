@@ -118,7 +118,7 @@ class Engine(wiring.Component):
             lanes.i_flush.eq(self.clear),
             results.i_pass_valid.eq(issuer.o_pass_valid),
             results.i_pass.eq(issuer.o_pass),
-            results.i_valid.eq(sums.o_valid),
+            results.i_soon.eq(sums.o_soon),
             results.i_acc.eq(sums.o_acc),
             lanes.w_en.eq(self.w_en),
             lanes.w_line.eq(self.w_line),

@@ -49,10 +49,11 @@ class ResultPath(wiring.Component):
 
     Members
     -------
-    i_valid, i_acc : In                 A sum.
+    i_soon : In(1)                      A sum is on ``i_acc`` in the next cycle.
+    i_acc : In(signed(acc_width))
     i_row : In(stream of row_layout)    The rows, in the order of their sums.
-    i_pass_valid, i_pass : In           Strobe: a word has been issued, a cycle or more before its
-                                        first sum; at most ``out_words`` are under way.
+    i_pass_valid, i_pass : In           Strobe: a word has been issued, two cycles or more before
+                                        its first sum; at most ``out_words`` are under way.
     start : In(1)                       Strobe: an EXEC begins; ``command`` is valid from here on.
     command : In(exec_layout)
     o : Out(stream of out_beat_layout)  Output words for the store.
@@ -60,7 +61,7 @@ class ResultPath(wiring.Component):
     overrun : Out(1)                    Strobe: more partial sums than are kept.
     """
 
-    i_valid: Signal
+    i_soon: Signal
     i_acc: Signal
     i_row: stream.Interface
     i_pass_valid: Signal
@@ -74,7 +75,7 @@ class ResultPath(wiring.Component):
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
         super().__init__({
-            "i_valid": In(1),
+            "i_soon": In(1),
             "i_acc": In(signed(config.acc_width)),
             "i_row": In(stream.Signature(row_layout)),
             "i_pass_valid": In(1),
@@ -94,6 +95,8 @@ class ResultPath(wiring.Component):
         m.submodules.assembler = assembler = Assembler(config, words=config.out_words)
         wiring.connect(m, assembler.o, wiring.flipped(self.o))
 
+        self._valid = Signal()  # a sum is here
+        m.d.sync += self._valid.eq(self.i_soon)
         tag = self._sequence(m)
         # Stages: the row and the partial sum are read; that stands behind its memory; what to add
         # has been chosen.
@@ -106,7 +109,7 @@ class ResultPath(wiring.Component):
         m.d.sync += [
             first.acc.eq(self.i_acc), first.tag.eq(tag), first.row.eq(self.i_row.p),
             second.eq(first), third.eq(second),
-            *(later.eq(now) for now, later in pairwise([self.i_valid, *valid])),
+            *(later.eq(now) for now, later in pairwise([self._valid, *valid])),
         ]
         if config.psum_depth:
             psum = self._partial_sums(m, requantizer)
@@ -139,28 +142,35 @@ class ResultPath(wiring.Component):
     def _sequence(self, m: Module) -> data.View:
         """Counts lanes and words; returns the tag of the sum that is arriving."""
         command = self.command
+        lanes = self._config.lanes
         tag = Signal(tag_layout(self._config))
-        lane = Signal(index_shape(self._config.lanes))
+        # Of the sum that comes in the next cycle: so what ends with it is known in flip-flops.
+        lane = Signal(index_shape(lanes))
+        is_last = Signal(init=lanes == 1)
+        ends_soon = Signal()
+        last_lane, ends_word = Signal(), Signal()
         position_word = Signal(32, reset_less=True)
-        last_lane = Signal(init=self._config.lanes == 1)
-        ends_word = Signal()
         # Signals of their own: read back from ``tag`` they look like a loop to a simulator.
         out_word, raw = Signal(32), Signal()
         m.d.comb += [
+            ends_soon.eq(self.i_soon & is_last),
             out_word.eq(self.i_row.p.out_offset + position_word),
             raw.eq(command.mode == OutputMode.RAW),
-            ends_word.eq(self.i_valid & last_lane),
             tag.out_word.eq(out_word),
             tag.raw.eq(raw),
             tag.last_lane.eq(last_lane),
         ]
-        wraps, last_position = self._passes(m, ends_word)
-        m.d.comb += self.i_row.ready.eq(ends_word & last_position)
+        next_wraps, next_last = self._passes(m, ends_soon)
+        wraps, last_position = Signal(), Signal()
+        m.d.sync += [
+            last_lane.eq(is_last), ends_word.eq(ends_soon), wraps.eq(next_wraps),
+            last_position.eq(next_last), self.i_row.ready.eq(ends_soon & next_last),
+        ]
         self._place(m, tag, out_word, raw, wraps, last_position)
-        with m.If(self.i_valid):
-            m.d.sync += lane.eq((lane + 1) & (self._config.lanes - 1))
-            if self._config.lanes > 1:
-                m.d.sync += last_lane.eq(lane == self._config.lanes - 2)
+        with m.If(self.i_soon):
+            m.d.sync += lane.eq((lane + 1) & (lanes - 1))
+            if lanes > 1:
+                m.d.sync += is_last.eq(lane == lanes - 2)
         with m.If(self.start | self.i_row.ready):
             m.d.sync += position_word.eq(0)
         with m.Elif(ends_word):
@@ -168,13 +178,13 @@ class ResultPath(wiring.Component):
                 position_word + Mux(wraps, command.out_wrap_step, command.out_step))
         return tag
 
-    def _passes(self, m: Module, ends_word: Signal) -> tuple[Signal, Signal]:
+    def _passes(self, m: Module, ends_soon: Signal) -> tuple[Signal, Signal]:
         """Keeps what the issuer said of each word until its last sum; returns that of this one."""
         depth = self._config.out_words
         m.submodules.passes = passes = Memory(shape=pass_layout, depth=depth, init=[])
         write, read = passes.write_port(), passes.read_port(domain="comb")
         m.d.comb += [write.en.eq(self.i_pass_valid), write.data.eq(self.i_pass)]
-        for port, moves in ((write, self.i_pass_valid), (read, ends_word)):
+        for port, moves in ((write, self.i_pass_valid), (read, ends_soon)):
             pointer = Signal(range(depth), name="pass_ptr")
             m.d.comb += port.addr.eq(pointer)
             with m.If(moves):
@@ -231,12 +241,12 @@ class ResultPath(wiring.Component):
             psums.w_addr.eq(write_idx),
             psums.w_data.eq(requantizer.o_sum),
             psums.w_en.eq(requantizer.o_sum_valid & self.command.psum_out),
-            self.overrun.eq(self.i_valid & uses & (read_idx == depth)),
+            self.overrun.eq(self._valid & uses & (read_idx == depth)),
         ]
         with m.If(self.start):
             m.d.sync += [read_idx.eq(0), write_idx.eq(0)]
         with m.Else():
-            with m.If(self.i_valid & (read_idx != depth)):
+            with m.If(self._valid & (read_idx != depth)):
                 m.d.sync += read_idx.eq(read_idx + 1)
             with m.If(psums.w_en):
                 m.d.sync += write_idx.eq(write_idx + 1)

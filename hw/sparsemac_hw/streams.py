@@ -8,7 +8,7 @@ stays high and the payload does not change.
 
 from typing import Any
 
-from amaranth.hdl import Assert, Cat, Format, Module, Mux, Signal, Value
+from amaranth.hdl import Assert, Cat, Format, Module, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -191,25 +191,17 @@ class Queue(wiring.Component):
         self._step(m, read.addr, read.en)
 
     def _read_registered(self, m: Module, put: Signal, take: Signal) -> None:
-        """The same with an ECP5's memories, whose own register is ``o``.
-
-        They are always enabled, so what waits behind ``o`` is read again and again.
-        """
+        """The same with an ECP5's memories, whose own register is ``o``."""
         payload = Value.cast(self.o.payload)
         m.submodules.memory = memory = RegisteredMemory(len(payload), self._depth)
         shows_next = Signal()
         vacant, leaves = self._advance(m, take, shows_next)
-        upcoming, shown_address = (Signal(range(self._depth), name=name)
-                                   for name in ("upcoming", "shown_address"))
         m.d.comb += [
             memory.w_data.eq(self.i.payload), memory.w_en.eq(put),
-            memory.r_addr.eq(Mux(leaves, upcoming, shown_address)), memory.r_en.eq(vacant),
-            payload.eq(memory.r_data),
+            memory.r_en.eq(leaves), memory.r_moves.eq(vacant), payload.eq(memory.r_data),
         ]
-        with m.If(shows_next):
-            m.d.sync += shown_address.eq(upcoming)
         self._step(m, memory.w_addr, put)
-        self._step(m, upcoming, shows_next)
+        self._step(m, memory.r_addr, shows_next)
 
     def _advance(self, m: Module, take: Signal, shows_next: Signal) -> tuple[Value, Value]:
         """Moves words from the memory to ``o``, by way of what the memory shows.

@@ -100,7 +100,7 @@ class SumQueue(wiring.Component):
     thus costs no more than a group's worth of cycles, as long as longer rows give the one result
     per cycle behind this queue time to catch up.
 
-    Latency: 4 cycles, none with a single bus. Throughput: one sum per cycle.
+    Latency: 4 cycles, 1 with a single bus. Throughput: one sum per cycle.
 
     Parameters
     ----------
@@ -110,12 +110,13 @@ class SumQueue(wiring.Component):
     Members
     -------
     i_valid : In(1).array(sum_buses), i_acc : In(signed(acc_width)).array(sum_buses)
-    o_valid : Out(1), o_acc : Out(signed(acc_width))
+    o_soon : Out(1)                   A sum is on ``o_acc`` in the next cycle.
+    o_acc : Out(signed(acc_width))
     """
 
     i_valid: list[Signal]
     i_acc: list[Signal]
-    o_valid: Signal
+    o_soon: Signal
     o_acc: Signal
 
     def __init__(self, config: CoreConfig, words: int) -> None:
@@ -124,7 +125,7 @@ class SumQueue(wiring.Component):
         super().__init__({
             "i_valid": In(1).array(config.sum_buses),
             "i_acc": In(signed(config.acc_width)).array(config.sum_buses),
-            "o_valid": Out(1),
+            "o_soon": Out(1),
             "o_acc": Out(signed(config.acc_width)),
         })
 
@@ -134,7 +135,8 @@ class SumQueue(wiring.Component):
         config = self._config
         buses = config.sum_buses
         if buses == 1:
-            m.d.comb += [self.o_valid.eq(self.i_valid[0]), self.o_acc.eq(self.i_acc[0])]
+            m.d.comb += self.o_soon.eq(self.i_valid[0])
+            m.d.sync += self.o_acc.eq(self.i_acc[0])
             return m
         # All buses number their sums alike, and the reader goes through them in the same order: one
         # read address serves all memories, and beside it only who may be read must be known.
@@ -148,7 +150,7 @@ class SumQueue(wiring.Component):
         read_ptr = Cat(read_count[:group_bits], read_count[group_bits + bus_bits :])
         bus_read, bus_shown = (Signal(bus_bits, name=name, reset_less=True)
                                for name in ("bus_read", "bus_shown"))  # whose sum that is
-        valid_read, valid_shown = Signal(), Signal()
+        valid_read = Signal()
         write_ptrs, words = [], []
         for b in range(buses):
             m.submodules[f"bus_{b}"] = memory = BlockMemory(config.acc_width, self._words * group)
@@ -174,7 +176,7 @@ class SumQueue(wiring.Component):
             m.d.sync += read_count.eq(read_count + 1)
         m.d.sync += [
             bus_read.eq(bus_idx), valid_read.eq(available),
-            bus_shown.eq(bus_read), valid_shown.eq(valid_read), self.o_valid.eq(valid_shown),
+            bus_shown.eq(bus_read), self.o_soon.eq(valid_read),
         ]
         m.d.comb += self.o_acc.eq(reduce(or_, words))
         return m

@@ -141,6 +141,8 @@ class Bench:
         self.dut = ResultPath(config)
         self.credits = config.out_words
         self.passes: list[dict[str, bool]] = []
+        self.rows: list[Row] = []
+        self.taking = False  # the sum that is there ends its row
         self.returned: list[int] = []
         self.overruns: list[int] = []
         self.store = WordStore(config, self.rng, stall)
@@ -171,45 +173,56 @@ class Bench:
         ctx.set(dut.start, 1)
         await self.step_with_pass(ctx)
         ctx.set(dut.start, 0)
-        for row, words in zip(job.rows, job.sums.tolist(), strict=True):
+        self.rows = list(job.rows)
+        self.show_row(ctx)
+        for words in job.sums.tolist():
             await self.wait(ctx)
-            ctx.set(dut.i_row.p, {"out_offset": row.out_offset, "bias": row.bias,
-                                  "multiplier": row.multiplier, "shift": row.shift})
-            ctx.set(dut.i_row.valid, 1)
             for position, sums in enumerate(words):
                 while not self.credits:
                     await self.step(ctx)
                 self.credits -= 1
                 await self.put_word(ctx, sums, position == len(words) - 1)
-            ctx.set(dut.i_row.valid, 0)
         while self.credits != self.config.out_words:
             await self.step(ctx)
 
     async def put_word(self, ctx, sums, ends_row):
         for lane, acc in enumerate(sums):
             await self.wait(ctx)
-            ctx.set(self.dut.i_valid, 1)
-            ctx.set(self.dut.i_acc, acc)
+            ctx.set(self.dut.i_soon, 1)
             # The next word is issued as late as may be: with the first sum of this one.
             step = self.step if lane else self.step_with_pass
-            await step(ctx, takes_row=ends_row and lane == len(sums) - 1)
-            ctx.set(self.dut.i_valid, 0)
+            await step(ctx, acc=acc, takes_row=ends_row and lane == len(sums) - 1)
+            ctx.set(self.dut.i_soon, 0)
 
     async def wait(self, ctx):
         while self.rng.random() < self.pause:
-            ctx.set(self.dut.i_acc, self.rng.randrange(1 << self.config.acc_width - 1))
             await self.step(ctx)
 
-    async def step_with_pass(self, ctx, takes_row=False):
+    async def step_with_pass(self, ctx, **sum_):
         if self.passes:
             ctx.set(self.dut.i_pass, self.passes.pop(0))
             ctx.set(self.dut.i_pass_valid, 1)
-        await self.step(ctx, takes_row=takes_row)
+        await self.step(ctx, **sum_)
         ctx.set(self.dut.i_pass_valid, 0)
 
-    async def step(self, ctx, takes_row=False):
+    async def step(self, ctx, acc=None, takes_row=False):
+        """A cycle; in the next one the sum is there that it announces, if it does."""
         *_, ready = await ctx.tick().sample(self.dut.i_row.ready)
-        assert ready == takes_row
+        assert ready == self.taking
+        if ready:
+            self.rows.pop(0)
+            self.show_row(ctx)
+        self.taking = takes_row
+        any_sum = self.rng.randrange(1 << self.config.acc_width - 1)
+        ctx.set(self.dut.i_acc, any_sum if acc is None else acc)
+
+    def show_row(self, ctx):
+        """The row that is at work; none behind the last."""
+        ctx.set(self.dut.i_row.valid, bool(self.rows))
+        if self.rows:
+            row = self.rows[0]
+            ctx.set(self.dut.i_row.p, {"out_offset": row.out_offset, "bias": row.bias,
+                                       "multiplier": row.multiplier, "shift": row.shift})
 
     # -- store ----------------------------------------------------------------------------------
 

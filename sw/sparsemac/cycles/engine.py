@@ -41,9 +41,9 @@ FREE_CYCLES = 4
 #: Cycles from room for a word to the issue that waits for it.
 CREDIT_CYCLES = 2
 
-#: Cycles from the last entry of a row to the sum of lane 0, and more if rows are summed in chunks,
-#: and if several buses of sums are merged.
-LANE_CYCLES, CHUNK_CYCLES, MERGE_CYCLES = 8, 3, 4
+#: Cycles from the last entry of a row to the sum of lane 0, more if rows are summed in chunks, to
+#: the result path, and more if several buses of sums are merged.
+LANE_CYCLES, CHUNK_CYCLES, QUEUE_CYCLES, MERGE_CYCLES = 8, 3, 1, 3
 
 #: Cycles from a sum to the result, and from the result to a beat that is offered to the store.
 RESULT_CYCLES, ASSEMBLE_CYCLES = 14, 2
@@ -79,6 +79,7 @@ class EngineModel:
         self._beat_cycles = words + 1 if words > 1 else 1
         self._first_cycles = WINDOW_CYCLES + (words > 1)
         self._lane_cycles = LANE_CYCLES + CHUNK_CYCLES * _has_chunks(config) + config.lanes - 1
+        self._lane_cycles += QUEUE_CYCLES
         if config.sum_buses > 1:
             self._lane_cycles += MERGE_CYCLES
 
