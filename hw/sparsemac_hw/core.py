@@ -199,7 +199,7 @@ class Core(wiring.Component):
         m.d.comb += [
             control.watchdog.eq(bank.watchdog),
             control.reads_outstanding.eq(reader.outstanding.any()),
-            control.stale_outstanding.eq(reader.stale_outstanding.any()),
+            control.stale_outstanding.eq(reader.owes_stale),
             control.writes_outstanding.eq(writer.outstanding.any()),
             control.held.eq(self._read_guard.pending | self._write_guard.pending | writer.owed),
             bank.status_busy.eq(control.busy),

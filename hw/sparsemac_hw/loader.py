@@ -127,19 +127,19 @@ class Loader(wiring.Component):
         place = Signal(place_bits + 1)  # of the next beat
         end = Signal(place_bits + 1)  # behind the last beat that was asked for
         # What follows from ``end`` and ``lines_asked`` is known a cycle behind them.
-        line_end = Signal(max(place_bits + 1, line_bits) + 1)
+        line_end = Signal(place_bits + 2)
+        is_long = Signal()  # a line has more beats than ``line_end`` counts
         all_asked = Signal()
         settled = Signal()
         beyond = Signal()
         m.d.sync += [
-            line_end.eq(end + command.line_beats), all_asked.eq(lines_asked == command.lines),
-            settled.eq(1),
+            line_end.eq(end + command.line_beats[: place_bits + 1]),
+            is_long.eq(command.line_beats[place_bits + 1 :].any()),
+            all_asked.eq(lines_asked == command.lines), settled.eq(1),
         ]
         m.d.comb += [
             beyond.eq(
-                line_end[place_bits + 1 :].any()
-                | (line_end[place_bits] & line_end[:place_bits].any())
-            ),
+                is_long | line_end[-1] | (line_end[place_bits] & line_end[:place_bits].any())),
             splitter.i.payload.address.eq(address << beat_bits),
             splitter.i.payload.beats.eq(command.line_beats[:used_bits]),
             self.index.eq(command.index),

@@ -72,6 +72,7 @@ class Reader(wiring.Component):
                                       ``clear``, of the one before.
     stale_outstanding : Out(16)       Beats of earlier epochs still to come, those of ``clear`` two
                                       cycles behind it.
+    owes_stale : Out(1)               There are any of them.
     stale : Out(1)                    Strobe: a beat of another epoch was dropped.
     beat : Out(1)                     Strobe: a beat of this epoch has come.
     """
@@ -101,6 +102,7 @@ class Reader(wiring.Component):
     culprit: enum.EnumView
     outstanding: Signal
     stale_outstanding: Signal
+    owes_stale: Signal
     stale: Signal
     beat: Signal
 
@@ -131,6 +133,7 @@ class Reader(wiring.Component):
             "culprit": Out(ReadClient),
             "outstanding": Out(16),
             "stale_outstanding": Out(16),
+            "owes_stale": Out(1),
             "stale": Out(1),
             "beat": Out(1),
         })
@@ -331,10 +334,15 @@ class Reader(wiring.Component):
         # Stale beats wait to be counted while what became stale is being added: one adder for both.
         waiting = Signal(range(3))
         takes = Signal()
-        m.d.comb += takes.eq(waiting.any() & ~lost)
+        counts = Signal()
+        m.d.comb += [takes.eq(waiting.any() & ~lost), counts.eq(takes & self.owes_stale)]
         m.d.sync += waiting.eq(waiting + self.stale - takes)
-        step = Mux(lost, count, (takes & self.stale_outstanding.any()).replicate(16))
-        m.d.sync += self.stale_outstanding.eq(self.stale_outstanding + step)
+        step = Mux(lost, count, counts.replicate(16))
+        m.d.sync += [
+            self.stale_outstanding.eq(self.stale_outstanding + step),
+            self.owes_stale.eq((lost & count.any())
+                               | (self.owes_stale & ~(counts & (self.stale_outstanding == 1)))),
+        ]
 
     def _issued_less_one(self, bits: int) -> Value:
         """Beats that have been issued in this cycle, less one, in two's complement."""
