@@ -90,7 +90,7 @@ class Engine(wiring.Component):
         m = Module()
         config = self._config
         m.submodules.unpacker = unpacker = Unpacker(config)
-        m.submodules.counts = counts = Queue(15, self.ROWS_UNDER_WAY)
+        m.submodules.counts = counts = Queue(15, self.ROWS_UNDER_WAY, block=True)
         m.submodules.rows = rows = Queue(row_layout, self.ROWS_UNDER_WAY, block=True)
         m.submodules.issuer = issuer = RowIssuer(config, config.out_words)
         m.submodules.lanes = lanes = MacLanes(config)

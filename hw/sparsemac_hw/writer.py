@@ -160,7 +160,7 @@ class Writer(wiring.Component):
         queued_layout = self._queued_layout()
         m.submodules.beats = self._beats = ResetInserter(flush)(Queue(queued_layout, self._depth))
         m.submodules.bursts = self._bursts = reset(
-            Queue(32 - self._beat_bits + 1, self._depth // self._word_beats(raw=False))
+            Queue(32 - self._beat_bits + 1, self._depth // self._word_beats(raw=False), block=True)
         )
         # Addresses of bursts that await their response, for the fault record.
         m.submodules.awaited = self._awaited = reset(

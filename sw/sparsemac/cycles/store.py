@@ -17,7 +17,7 @@ WRITES_UNDER_WAY = 16
 
 #: Cycles from a beat in the merger to the request of its burst, from there to its data, and from
 #: the last beat to its response, beside the memory's latency.
-REQUEST_CYCLES, GRANT_CYCLES, ANSWER_CYCLES = 3, 4, 1
+REQUEST_CYCLES, GRANT_CYCLES, ANSWER_CYCLES = 5, 4, 1
 
 #: How far ahead the words of all engines are known: less than it takes from the end of a row.
 LOOKAHEAD_CYCLES = 16
