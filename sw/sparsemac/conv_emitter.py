@@ -23,11 +23,11 @@ def _upright(layer: ConvLayer, source: Tensor, target: Tensor
              ) -> tuple[ConvLayer, Tensor, Tensor]:
     """Turns maps of one row into maps of one column, which lie in memory alike.
 
-    Rows can be cut into bands and blocks.
+    Rows can be cut into bands and blocks. Strips are of rows, so their maps stay as they are.
     """
     g = layer.geometry
     flat = g.height == 1 and g.kernel[0] == 1 and not (source.pads[0] or source.pads[2])
-    if not flat or target.pads[0] or target.pads[2]:
+    if not flat or source.strips > 1 or target.pads[0] or target.pads[2]:
         return layer, source, target
     turned = replace(
         g, height=g.width, width=1, kernel=g.kernel[::-1], stride=g.stride[::-1],
@@ -274,10 +274,15 @@ class ConvCompiler:
         top = first * g.stride[0] - g.padding[0]
         end = top + self.line // pitch
         # Rows of a strip, and that one of them which stands first in the buffer.
+        above = range(top + height, height)
         own = range(max(top, 0), min(end, height))
         below = range(end - height)
-        pieces = [(range(top + height, height), top + height, Shift.UP)]
-        for part in (slice(0, source.height % height), slice(source.height % height, height)):
+        # Rows of the strip in which the map ends, and those that it lacks: other lanes are masked.
+        last = source.height % height
+        parts = (slice(0, last), slice(last, height))
+        pieces = [(above[_within(above, part)], top + height, Shift.UP)
+                  for part in (parts if self._reads_beyond else (slice(0, height),))]
+        for part in parts:
             pieces.append((own[_within(own, part)], top, Shift.NONE))
             pieces.append((below[_within(below, part)], top - height, Shift.DOWN))
         for rows, zeroth, shift in pieces:
@@ -294,14 +299,25 @@ class ConvCompiler:
             build.loads += 1
         return destination
 
+    @property
+    def _reads_beyond(self) -> bool:
+        """Whether outputs lie below the strip in which the map ends, in a strip without any rows.
+
+        They may with more padding below than that strip has room for; but in one strip only, since
+        windows begin within the map. Elsewhere rows beyond the map come from above for outputs
+        beyond it alone, and need neither a mask nor a LOAD of their own.
+        """
+        source, target = self.source, self.target
+        return (source.height // source.strip_height + 1) * target.strip_height < target.height
+
     def _mask(self, row: int, shift: Shift) -> int:
         """Lanes for which there is no such row of the map in the strip that it comes from."""
         source, mask = self.source, 0
         step = {Shift.NONE: 0, Shift.UP: -1, Shift.DOWN: 1}[shift]
         for lane in range(source.lanes):
             strip = lane % source.strips + step
-            # Above a strip without any rows anything may stand.
-            if strip < 0 or (step >= 0 and strip * source.strip_height + row >= source.height):
+            beyond = strip * source.strip_height + row >= source.height
+            if strip < 0 or (beyond and (step >= 0 or self._reads_beyond)):
                 mask |= 1 << lane
         return mask
 
