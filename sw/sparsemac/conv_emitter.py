@@ -23,11 +23,11 @@ def _upright(layer: ConvLayer, source: Tensor, target: Tensor
              ) -> tuple[ConvLayer, Tensor, Tensor]:
     """Turns maps of one row into maps of one column, which lie in memory alike.
 
-    Rows can be cut into bands and blocks.
+    Rows can be cut into bands and blocks. Strips are of rows, so their maps stay as they are.
     """
     g = layer.geometry
     flat = g.height == 1 and g.kernel[0] == 1 and not (source.pads[0] or source.pads[2])
-    if not flat or target.pads[0] or target.pads[2]:
+    if not flat or source.strips > 1 or target.pads[0] or target.pads[2]:
         return layer, source, target
     turned = replace(
         g, height=g.width, width=1, kernel=g.kernel[::-1], stride=g.stride[::-1],
@@ -46,13 +46,35 @@ def _within(rows: range, part: slice) -> slice:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where an EXEC works: its group, first output row and column, and the buffer."""
+    """Where an EXEC works: its group, first output row and column, and its LOADs.
+
+    ``base`` is the buffer's word where the window of column 0 begins; ``words`` are in use.
+    """
 
     group: int
     row: int
     column: int
-    destination: int
+    base: int
+    words: range
     loads: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """Bands that slide: which, and the words of the buffer that they need.
+
+    Attributes
+    ----------
+    bands : slice
+    words : range
+    free : int           EXECs that must be complete before these may be written.
+    done : list of int   EXECs of the list up to the end of each band so far.
+    """
+
+    bands: slice
+    words: range
+    free: int
+    done: list[int]
 
 
 class ConvCompiler:
@@ -71,8 +93,11 @@ class ConvCompiler:
         self.bias = bias if bias is not None and bias.any() else None
         self.row_bits = row_bits(self.linear, self.bias is not None, target)
         self.tiling, self.estimated = build.decide(index, self._choose)
-        self.line = self.view.line_words(self.tiling.band, self.tiling.bands(
-            self.geometry.out_height))
+        self.starts = self.tiling.bands(self.geometry.out_height)
+        self.slide = self.view.slide(self.tiling)
+        #: Words from one channel to the next in the buffer.
+        self.line = (self.slide.pitch if self.slide
+                     else self.view.line_words(self.tiling.band, self.starts))
         self.fmt: StreamFormat | None = None
 
     def _choose(self) -> tuple[ConvTiling, int]:
@@ -118,7 +143,7 @@ class ConvCompiler:
         formats = [part.choose(positions, config) for part in parts]
         costs = np.array([part.cycles(fmt, (positions,), config.shortest_row_cycles)
                           for part, fmt in zip(parts, formats, strict=True)])
-        counts = np.sum([part.counts for part in parts], axis=0)
+        counts = parts[-1].counts  # words leave only in the last tile
         word_cycles = (config.engines / positions
                        * row_store_cycles(self.tiling, self.target, config))
         assigned = [interleave(rows, counts, config, positions, word_cycles)
@@ -153,26 +178,67 @@ class ConvCompiler:
             packed = self._pack(number)
             streams.append([(self.build.put_weights(s), s) for s in packed])
         self.fmt = streams[0][0][1].fmt
+        starts = self.starts
+        runs = self.slide.runs if self.slide else (slice(0, len(starts)),)
         for group in range(self.source.groups):
-            for first in tiling.bands(self.geometry.out_height):
-                self._band(streams, group, first, weights_address)
-                self.build.write_rows(self.target.address, range(group, group + 1),
-                                      range(first, first + tiling.band))
+            for bands in runs:
+                run = self._begin(bands) if self.slide else None
+                for k in range(bands.start, bands.stop):
+                    self._band(streams, group, k, run, weights_address)
+                    self.build.write_rows(self.target.address, range(group, group + 1),
+                                          range(starts[k], starts[k] + tiling.band))
 
-    def _band(self, streams: list[list[tuple[int, PackedStreams]]], group: int, first: int,
-              weights_address: int) -> None:
+    def _begin(self, bands: slice) -> _Run:
+        """Takes a part of the buffer for bands that slide."""
+        assert self.slide is not None
+        extent = self.slide.extent(bands)
+        first = self.build.take_region(extent, 2)
+        return _Run(bands, range(first, first + extent),
+                    self.build.free_after(first, first + extent), [])
+
+    def _band(self, streams: list[list[tuple[int, PackedStreams]]], group: int, k: int,
+              run: _Run | None, weights_address: int) -> None:
         """Emits the commands of one band of one group."""
+        row = self.starts[k]
         loaded: slice | None = None
-        destination = loads = 0
+        words, base = range(0), 0
         for pieces, p in zip(streams, self.tiling.passes, strict=True):
             for column in self.tiling.parts(self.geometry.out_width):
                 for t, inputs in enumerate(p.inputs):
                     if loaded != inputs:
                         loaded = inputs
-                        destination = self._load(group, first, inputs)
-                        loads = self.build.loads
-                    place = _Place(group, first, column, destination, loads)
+                        if run is not None:
+                            words, base = run.words, self._load_new(group, k, run, inputs)
+                        else:
+                            destination = self._load(group, row, inputs)
+                            count = inputs.stop - inputs.start
+                            words = range(destination, destination + count * self.line)
+                            base = destination + self.view.start(row, self.line)
+                    place = _Place(group, row, column, base, words, self.build.loads)
                     self._exec(pieces[t], p, t, place, weights_address)
+        if run is not None:
+            run.done.append(self.build.execs)
+
+    def _load_new(self, group: int, k: int, run: _Run, inputs: slice) -> int:
+        """Loads what a band lacks; returns the word of the buffer where its window begins."""
+        config, source, build, slide = self.config, self.source, self.build, self.slide
+        assert slide is not None
+        pitch = source.row_pitch
+        # Of the buffer, where a plane begins.
+        origin = run.words.start - slide.spans[run.bands.start][0]
+        first, end = slide.new(run.bands, k)
+        if end > first:
+            rows = range(first // pitch - source.pads[0], (end - 1) // pitch + 1 - source.pads[0])
+            ready = build.rows_written(source.address, range(group, group + 1), rows)
+            left = slide.left(run.bands, k)
+            word = group * source.pitch + inputs.start * source.plane + first
+            build.commands.append(Load(
+                address=source.address + word * source.word_bytes, destination=origin + first,
+                line_beats=(end - first) * config.lanes // config.bus_bytes, lines=slide.planes,
+                stride=source.plane * source.word_bytes, gap=slide.pitch - (end - first),
+                wait=max(ready, run.free, run.done[left - 1] if left else 0)))
+            build.loads += 1
+        return origin + self.view.first_word(self.starts[k])
 
     def _load(self, group: int, first: int, inputs: slice) -> int:
         """Loads the input rows of a band; returns the first word in the buffer."""
@@ -208,10 +274,15 @@ class ConvCompiler:
         top = first * g.stride[0] - g.padding[0]
         end = top + self.line // pitch
         # Rows of a strip, and that one of them which stands first in the buffer.
+        above = range(top + height, height)
         own = range(max(top, 0), min(end, height))
         below = range(end - height)
-        pieces = [(range(top + height, height), top + height, Shift.UP)]
-        for part in (slice(0, source.height % height), slice(source.height % height, height)):
+        # Rows of the strip in which the map ends, and those that it lacks: other lanes are masked.
+        last = source.height % height
+        parts = (slice(0, last), slice(last, height))
+        pieces = [(above[_within(above, part)], top + height, Shift.UP)
+                  for part in (parts if self._reads_beyond else (slice(0, height),))]
+        for part in parts:
             pieces.append((own[_within(own, part)], top, Shift.NONE))
             pieces.append((below[_within(below, part)], top - height, Shift.DOWN))
         for rows, zeroth, shift in pieces:
@@ -228,14 +299,25 @@ class ConvCompiler:
             build.loads += 1
         return destination
 
+    @property
+    def _reads_beyond(self) -> bool:
+        """Whether outputs lie below the strip in which the map ends, in a strip without any rows.
+
+        They may with more padding below than that strip has room for; but in one strip only, since
+        windows begin within the map. Elsewhere rows beyond the map come from above for outputs
+        beyond it alone, and need neither a mask nor a LOAD of their own.
+        """
+        source, target = self.source, self.target
+        return (source.height // source.strip_height + 1) * target.strip_height < target.height
+
     def _mask(self, row: int, shift: Shift) -> int:
         """Lanes for which there is no such row of the map in the strip that it comes from."""
         source, mask = self.source, 0
         step = {Shift.NONE: 0, Shift.UP: -1, Shift.DOWN: 1}[shift]
         for lane in range(source.lanes):
             strip = lane % source.strips + step
-            # Above a strip without any rows anything may stand.
-            if strip < 0 or (step >= 0 and strip * source.strip_height + row >= source.height):
+            beyond = strip * source.strip_height + row >= source.height
+            if strip < 0 or (beyond and (step >= 0 or self._reads_beyond)):
                 mask |= 1 << lane
         return mask
 
@@ -246,12 +328,11 @@ class ConvCompiler:
         is_last = t == len(p.inputs) - 1
         words = (p.inputs[t].stop - p.inputs[t].start) * self.line
         step, width = g.stride[1], self.tiling.width
-        start = self.view.start(place.row, self.line)
         output = target.word_address(place.group, int(p.channels[0]), place.row, place.column)
         build.commands.append(Exec(
             weights=weights_address + offset, beats=streams.beats,
             output=output if is_last else target.address,
-            base=place.destination + start + place.column * step, limit=words,
+            base=place.base + place.column * step, limit=words,
             positions=self.tiling.positions, width=width, step=step,
             wrap_step=g.stride[0] * self.source.row_pitch - (width - 1) * step,
             out_step=1, out_wrap_step=target.row_pitch - (width - 1), format=streams.fmt,
@@ -259,4 +340,4 @@ class ConvCompiler:
             mode=linear.mode if is_last else OutputMode.RAW, psum_in=t > 0, psum_out=not is_last,
             zero_point=linear.zero_point, low=linear.low, high=linear.high, wait=place.loads))
         build.execs += 1
-        build.occupy(place.destination, place.destination + words, build.execs)
+        build.occupy(place.words.start, place.words.stop, build.execs)

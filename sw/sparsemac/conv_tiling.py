@@ -5,7 +5,8 @@ A *band* is some rows of the output map of a group of samples; its input rows ar
 A band's rows may be dealt out in *blocks*: each output channel becomes as many matrix rows as there
 are blocks, with offsets shifted by the block's place, so that few channels keep many engines busy.
 *Row tiles* are output channels of one EXEC, *channel tiles* input channels that are loaded
-together; with several of them sums wait on chip as partial sums.
+together; with several of them sums wait on chip as partial sums. Bands of all channels may *slide*
+instead: each LOAD brings only the rows that the band before did not have.
 
 Dense and sparse kernels alike: Park et al., "Faster CNNs with Direct Sparse Convolutions and Guided
 Pruning", ICLR 2017, section 3.1 (the stretched filter).
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from .config import CoreConfig
 from .conv import ConvLayer, Geometry
+from .conv_slide import Slide
 from .csr import Csr
 from .errors import UnsupportedLayer
 from .layout import Tensor, ceil_div, round_up
@@ -55,7 +57,8 @@ class ConvTiling:
     blocks : int                   Blocks of a band.
     width : int                    Output columns of one EXEC; the last ones overlap others.
     passes : tuple of Pass
-    regions : int                  Regions of the activation buffer, filled in turn.
+    regions : int                  Regions of the activation buffer, filled in turn; 0: bands slide
+                                   over it, see `sparsemac.conv_slide`.
     rows_per_engine : int          Matrix rows that one engine may get; 0: any number.
     """
 
@@ -91,9 +94,10 @@ class ConvTiling:
 
     def __str__(self) -> str:
         tiles = max(len(p.inputs) for p in self.passes)
+        regions = f"{self.regions} regions" if self.regions else "sliding"
         return (f"bands of {self.band} rows in {self.blocks} blocks of {self.width} columns, "
                 f"{len(self.passes)} passes, "
-                f"{tiles} channel tiles, {self.regions} regions")
+                f"{tiles} channel tiles, {regions}")
 
 
 def _cuts(length: int, piece: int) -> list[int]:
@@ -155,6 +159,22 @@ class ConvView:
         # A whole plane is one line with its neighbours.
         return self.source.plane if needed >= self.source.plane - beat else needed
 
+    def spans(self, starts: list[int], band: int) -> tuple[tuple[int, int], ...]:
+        """Words of a plane that bands from these output rows read, each from a beat to a beat."""
+        g, beat = self.geometry, self.config.line_words
+        rows = (band - 1) * g.stride[0] + g.reach[0]
+        needed = (rows - 1) * self.source.row_pitch + self._row_reach
+        firsts = [self.first_word(start) for start in starts]
+        return tuple((word - word % beat, round_up(word + needed, beat)) for word in firsts)
+
+    def slide(self, tiling: ConvTiling) -> Slide | None:
+        """How the bands of a tiling slide; None if they do not."""
+        if tiling.regions:
+            return None
+        inputs = tiling.passes[0].inputs[0]
+        return Slide.of(self, tiling.band, tiling.bands(self.geometry.out_height),
+                        inputs.stop - inputs.start)
+
     @property
     def _row_reach(self) -> int:
         g = self.geometry
@@ -201,6 +221,7 @@ class _Chooser:
         self.before = np.zeros((csr.shape[0], g.channels + 1), np.int64)
         np.cumsum(counts.reshape(csr.shape[0], g.channels), axis=1, out=self.before[:, 1:])
         self._costs: dict[tuple[int, ...], ExecCosts] = {}
+        self._slides: dict[int, Slide | None] = {}
         #: Cycles of the best tiling so far, and those that every tiling takes for its entries.
         self.fewest = np.inf
         self._compute = (self.before[:, -1].sum() * g.out_height * g.out_width
@@ -244,6 +265,17 @@ class _Chooser:
                 fitting = [b for b in bands if self._line(b) * wanted <= room]
                 for band in fitting[:3] + fitting[3::4]:
                     yield from self._with_blocks(band, width, wanted, regions)
+        if g.groups == 1:
+            sliding = [b for b in bands if self._slide(b)]
+            for band in sliding[:3] + sliding[3::4]:
+                yield from self._with_blocks(band, width, g.channels, 0)
+
+    def _slide(self, band: int) -> Slide | None:
+        """How bands of so many rows slide."""
+        if band not in self._slides:
+            g = self.view.geometry
+            self._slides[band] = Slide.of(self.view, band, _cuts(g.out_height, band), g.channels)
+        return self._slides[band]
 
     def _line(self, band: int) -> int:
         tiling = ConvTiling(band, 1, 1, (), 1)
@@ -332,21 +364,42 @@ class _Chooser:
         took, beats, loads = (np.concatenate(part) for part in (took, beats, loads))
         again = np.array([k == 0 or inputs[k] != inputs[k - 1] for k in range(len(inputs))])
         loads = loads * again
+        if not tiling.regions and (slide := self._slide(tiling.band)):
+            return self._sliding_cycles(slide, took, beats)
         if max(took.sum(), beats.sum() + loads.sum()) * tiles >= self.fewest:
             return np.inf
-        line_of = Timeline(tiling.regions)
-        # Bands and groups are alike: three of them tell the period of all others.
-        marks = []
-        following = np.roll(loads, -1)
-        for _ in range(min(tiles, 3)):
-            for k in range(len(took)):
-                line_of.step(float(took[k]), float(beats[k]), float(loads[k]),
-                             float(following[k]))
-            marks.append(line_of.end)
-        end = line_of.end
-        if tiles > 3:
-            end += (marks[2] - marks[1]) * (tiles - 3)
+        end = _bands_cycles(tiles, tiling.regions, took, beats, [loads] * (min(tiles, 3) + 1))
         return max(end, float(beats.sum() + loads.sum()) * tiles)
+
+    def _sliding_cycles(self, slide: Slide, took: NDArray[np.float64],
+                        beats: NDArray[np.float64]) -> float:
+        """As `cycles`, of bands that slide: a run begins when the one before it is over."""
+        groups, total = self.view.source.groups, 0.0
+        if took.sum() * len(slide.spans) * groups >= self.fewest:
+            return np.inf
+        for cycles in slide.load_cycles:
+            loads = np.zeros((min(len(cycles), 4), len(took)))
+            loads[:, 0] = cycles[:4]
+            end = _bands_cycles(len(cycles), 2, took, beats, list(loads))
+            total += max(end, float(beats.sum() * len(cycles) + sum(cycles)))
+        return total * groups
+
+
+def _bands_cycles(bands: int, regions: int, took: NDArray[np.float64],
+                  beats: NDArray[np.float64], loads: list[NDArray[np.float64]]) -> float:
+    """Runs bands of equal EXECs on a time line; the third one tells the period of all later ones.
+
+    ``loads`` are the LOADs of each band, of the first four at least, if there are so many.
+    """
+    line, marks = Timeline(regions), [0.0]
+    ran = min(bands, 3)
+    flat = np.concatenate([*loads[:ran + 1], [0.0]])
+    for k in range(ran * len(took)):
+        i = k % len(took)
+        line.step(float(took[i]), float(beats[i]), float(flat[k]), float(flat[k + 1]))
+        if i == len(took) - 1:
+            marks.append(line.end)
+    return line.end + (marks[-1] - marks[-2]) * (bands - ran)
 
 
 def row_store_cycles(tiling: ConvTiling, target: Tensor, config: CoreConfig) -> float:

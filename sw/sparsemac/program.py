@@ -239,8 +239,10 @@ class _Emitter:
         plans = []
         for i, use in enumerate(self._segment.uses):
             source, target = tensors[use.source], tensors[use.target]
-            if isinstance(use.layer, ConvLayer) and source.plane == 1:
-                # A map of one place is a vector, and lies in memory as such.
+            if (isinstance(use.layer, ConvLayer) and source.plane == 1
+                    and use.layer.geometry.kernel == (1, 1)):
+                # A map of one place is a vector, and lies in memory as such; but a strip of one
+                # place may have neighbours that a larger kernel reads.
                 compiler = LayerCompiler(build, i, use.layer.flat, source, target)
             elif isinstance(use.layer, ConvLayer):
                 compiler = ConvCompiler(build, i, use.layer, source, target)
