@@ -67,7 +67,7 @@ class Writer(wiring.Component):
     beat : Out(1), beat_bytes : Out(8)                 A beat leaves, with so many bytes strobed.
     """
 
-    LATENCY_CYCLES = 3
+    LATENCY_CYCLES = 5
 
     #: Bursts that may await their response.
     MAX_OUTSTANDING = 16
