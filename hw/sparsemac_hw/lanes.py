@@ -5,7 +5,7 @@ from functools import reduce
 from operator import or_
 
 from amaranth.hdl import Cat, Module, Signal, Value, signed, unsigned
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
@@ -50,7 +50,9 @@ class MacLanes(wiring.Component):
     o_valid : Out(1).array(sum_buses)          A sum is on the bus.
     o_last : Out(1).array(sum_buses)           With ``o_valid``: of the last chunk of its row.
     o_acc : Out(signed(partial_width)).array(sum_buses)     The sum; 0 if there is none.
-    w_en, w_line, w_sub, w_data : In           One beat of activations, as the loader numbers it.
+    w_en, w_line, w_sub, w_data : In           One beat of activations, as the loader numbers it. It
+                                               travels down the lanes as entries do, so an entry
+                                               that comes two cycles later reads it.
     """
 
     i_valid: Signal
@@ -107,6 +109,7 @@ class MacLanes(wiring.Component):
             "restarts": self._line(m, "restarts", ends | self.i_flush, count + SUM_STAGES),
             "last": self._line(m, "last", self.i_last, count + SUM_STAGES),
         }
+        self._writes = self._distribute(m)
         addr: Value = self.i_addr
         weight: Value = self.i_weight
         shadows = []
@@ -150,19 +153,19 @@ class MacLanes(wiring.Component):
         """The activation of an entry, two cycles later; that of no entry can be anything."""
         words = self._config.line_words
         depth = self._config.act_depth // words
-        w_en, w_data = self._written(v)
+        w_en, w_line, w_data = self._written(v)
         if is_ecp5(platform) and words == 1 and depth in MEMORY_DEPTHS:
             block = RegisteredMemory(8, depth)
             m.submodules[f"activations_{v}"] = block
             m.d.comb += [
                 block.r_addr.eq(addr), block.w_en.eq(w_en),
-                block.w_addr.eq(self.w_line), block.w_data.eq(w_data),
+                block.w_addr.eq(w_line), block.w_data.eq(w_data),
             ]
             return block.r_data.as_signed()
         memory = Memory(shape=unsigned(8 * words), depth=depth, init=[])
         m.submodules[f"activations_{v}"] = memory
         write = memory.write_port()
-        m.d.comb += [write.data.eq(w_data), write.addr.eq(self.w_line), write.en.eq(w_en)]
+        m.d.comb += [write.data.eq(w_data), write.addr.eq(w_line), write.en.eq(w_en)]
         read = memory.read_port()
         # A register of its own: reading the memory takes most of a cycle, multiplying another.
         activation = Signal(signed(8), name=f"activation_{v}", reset_less=True)
@@ -181,14 +184,31 @@ class MacLanes(wiring.Component):
         m.d.comb += read.en.eq(valid)
         return activation
 
-    def _written(self, v: int) -> tuple[Value, Value]:
-        """Whether a beat has words for a lane's memory, and the line of them."""
+    def _distribute(self, m: Module) -> list[data.View]:
+        """Passes a beat on from one group of lanes that share a beat to the next."""
+        layout = data.StructLayout({
+            "en": 1, "line": self.w_line.shape(), "sub": self.w_sub.shape(),
+            "data": self.w_data.shape()})
+        here = data.View(layout, Cat(self.w_en, self.w_line, self.w_sub, self.w_data))
+        groups = []
+        for sub in range(self._config.word_beats):
+            passed = Signal(layout, name=f"write_{sub}", reset_less=True)
+            with m.If(here.en):
+                m.d.sync += passed.eq(here)
+            m.d.sync += passed.en.eq(here.en)
+            groups.append(passed)
+            here = passed
+        return groups
+
+    def _written(self, v: int) -> tuple[Value, Value, Value]:
+        """Whether a beat has words for a lane's memory, at which line, and what they are."""
         config = self._config
         sub, place = divmod(v, min(config.lanes, config.bus_bytes))
+        write = self._writes[sub]
         # Byte `lane` of each word in the beat: words of `lanes` bytes follow one another.
         bytes_ = (k * config.lanes + place for k in range(config.line_words))
-        line = [self.w_data[8 * byte : 8 * byte + 8] for byte in bytes_]
-        return self.w_en & (self.w_sub == sub), Cat(line)
+        line = [write.data[8 * byte : 8 * byte + 8] for byte in bytes_]
+        return write.en & (write.sub == sub), write.line, Cat(line)
 
     @staticmethod
     def _multiply(

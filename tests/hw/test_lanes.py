@@ -21,7 +21,7 @@ def loaded(config, activations):
 
 
 @pytest.mark.parametrize(
-    ("lanes", "bus_width"), [(1, 64), (4, 64), (8, 64), (32, 64), (4, 32), (2, 128)]
+    ("lanes", "bus_width"), [(1, 64), (4, 64), (8, 64), (32, 64), (128, 64), (4, 32), (2, 128)]
 )
 def test_sums_rows_lane_by_lane(lanes, bus_width):
     seed = 100 * lanes + bus_width
@@ -45,6 +45,7 @@ def test_sums_rows_lane_by_lane(lanes, bus_width):
             ctx.set(dut.w_data, value)
             await ctx.tick()
         ctx.set(dut.w_en, 0)
+        await ctx.tick()
         for _ in range(20):
             most = 2 * chunk_entries(config) - 1
             count = rng.choice([most, rng.randint(config.shortest_row_cycles, most)])
@@ -100,6 +101,7 @@ def test_accumulator_wraps_at_its_width():
         ctx.set(dut.w_data, 0x7F)
         await ctx.tick()
         ctx.set(dut.w_en, 0)
+        await ctx.tick()
         for j in range(3):
             ctx.set(dut.i_valid, 1)
             ctx.set(dut.i_weight, 127)
