@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a core takes of an ECP5, predicted from its configuration without any tool.
 
-Multipliers and block memories follow from the structure, and are those that yosys makes: every
-memory of the core is listed with its shape, and mapped as yosys maps memories. LUTs and flip-flops
-are linear in counts of the structure (`features`). The coefficients are fitted by least squares of
-relative errors to cores that were synthesized, and stand with these measurements in
-``area_ecp5.json``, which ``scripts/bench_area.py --fit`` writes.
+Multipliers and block memories follow from the structure: every memory of the core is listed with
+its shape, and mapped as yosys maps memories; `sparsemac_hw.ecp5` takes as many blocks for those
+that it makes of them itself. LUTs and flip-flops are linear in counts of the structure
+(`features`). The coefficients are fitted by least squares of relative errors to cores that were
+synthesized, and stand with these measurements in ``area_ecp5.json``, which
+``scripts/bench_area.py --fit`` writes.
 
 The LUTs are those of nextpnr's report (TRELLIS_COMB): LUT4s, two for each CCU2C, four for each
 TRELLIS_DPR16X4, and those with which its packer begins and ends chains of carries and feeds
@@ -148,11 +149,11 @@ def engine_memories(config: CoreConfig) -> Iterator[MemoryShape]:
     group, buses = config.shortest_row_cycles, config.sum_buses
     raw_beats = max(1, config.out_word_bytes(raw=True) // config.bus_bytes)
     yield _queue(weight_beat_layout(config.bus_width).size, config.fifo_depth)
-    yield _queue(15, Engine.ROWS_UNDER_WAY)
+    yield _queue(15, Engine.ROWS_UNDER_WAY, block=True)
     yield _queue(row_layout.size, Engine.ROWS_UNDER_WAY, block=True)
     yield MemoryShape(pass_layout.size, config.out_words, "slice")
     yield _queue(out_beat_layout(config).size, config.out_words * raw_beats)
-    yield MemoryShape(entry_layout.size, config.entry_depth, "any")
+    yield MemoryShape(entry_layout.size, config.entry_depth, "block")
     yield MemoryShape(8 * config.line_words, config.act_depth // config.line_words, "any",
                       config.lanes)
     if partial_width(config) != config.acc_width:
@@ -160,7 +161,7 @@ def engine_memories(config: CoreConfig) -> Iterator[MemoryShape]:
     if buses > 1:
         yield MemoryShape(config.acc_width, config.out_words * group, "block", buses)
     if config.psum_depth:
-        yield MemoryShape(32, config.psum_depth, "any")
+        yield MemoryShape(32, config.psum_depth, "block")
 
 
 def shared_memories(config: CoreConfig) -> Iterator[MemoryShape]:
@@ -169,10 +170,10 @@ def shared_memories(config: CoreConfig) -> Iterator[MemoryShape]:
     word_beats = [max(1, config.out_word_bytes(raw) // config.bus_bytes) for raw in (False, True)]
     store_depth = max(16, 2 * word_beats[True])
     burst_bits = index_shape(config.burst_beats).width
-    tracked = 2 + 32 - beat_bits + burst_bits + config.engines.bit_length()
+    tracked = 2 + 1 + 32 - beat_bits + burst_bits + config.engines.bit_length()
     yield _queue(tracked, Reader.BURSTS_UNDER_WAY, block=True)
     yield _queue(config.bus_width + words_per_beat(config) + 1, store_depth)
-    yield _queue(32 - beat_bits + 1, store_depth // word_beats[False])
+    yield _queue(32 - beat_bits + 1, store_depth // word_beats[False], block=True)
     yield _queue(32 - beat_bits, Writer.MAX_OUTSTANDING, block=True)
     if config.counters:
         yield MemoryShape(COUNTER_BITS, SLOTS, "block")

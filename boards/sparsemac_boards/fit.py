@@ -32,7 +32,7 @@ __all__ = [
 #: Share of LUTs and flip-flops that may be used [%].
 FILL = 85
 
-LANES = tuple(1 << k for k in range(7))
+LANES = tuple(1 << k for k in range(8))
 MOST_ENGINES = 64
 
 #: What else may be, and the order in which it is made larger.

@@ -23,9 +23,11 @@ from sparsemac._checks import as_int_in
 __all__ = ["MEMORY_DEPTHS", "Product", "RegisteredMemory", "is_ecp5"]
 
 #: Bits of a word of a DP16KD by the words it has (Lattice FPGA-TN-02204, table 2.2). The widest
-#: has an enable for each of two bytes, on address bits that it leaves free.
-_WORD_BITS = {1024: 18, 2048: 9, 4096: 4, 8192: 2, 16384: 1}
-_BYTE_ENABLES = {18: 2}
+#: have an enable for each byte, on address bits that they leave free; the very widest takes the
+#: data pins of both ports.
+_WORD_BITS = {512: 36, 1024: 18, 2048: 9, 4096: 4, 8192: 2, 16384: 1}
+_BYTE_ENABLES = {36: 4, 18: 2}
+_PORT_BITS = 18
 
 #: Depths of memories that a row of DP16KDs holds, and that yosys would not put into LUTs.
 MEMORY_DEPTHS = range(256, max(_WORD_BITS) + 1)
@@ -52,7 +54,7 @@ def _inputs(name: str, count: int, value: Value | None = None) -> dict[str, Valu
             for i in range(count)}
 
 
-def _outputs(name: str, value: Signal) -> dict[str, Value]:
+def _outputs(name: str, value: Value) -> dict[str, Value]:
     """One-bit outputs ``<name>0`` ... of a block."""
     return {f"o_{name}{i}": value[i] for i in range(len(value))}
 
@@ -112,25 +114,32 @@ class RegisteredMemory(wiring.Component):
         words, bits = next(mode for mode in _WORD_BITS.items() if mode[0] >= self._depth)
         lowest = _ADDRESS_BITS - (words - 1).bit_length()
         enables = _BYTE_ENABLES.get(bits, 0)
-        written = Cat(Const(1).replicate(enables), Const(0, lowest - enables), self.w_addr)
+        # Written by the bytes' enables where there are some, with the port enabled all the time: so
+        # it need not be known either whether its half of a wide word's register waits for that.
+        written = Cat(self.w_en.replicate(enables), Const(0, lowest - enables), self.w_addr)
         for k, first in enumerate(range(0, self._width, bits)):
             data = self.w_data[first : first + bits]
             output = Signal(bits, name=f"output_{k}")
+            # The lower half of a wide word is on the pins of port A.
+            is_wide = bits > _PORT_BITS
+            on_a, on_b = output[: bits - _PORT_BITS if is_wide else 0], output[-_PORT_BITS:]
             m.submodules[f"block_{k}"] = Instance(
                 "DP16KD",
-                p_DATA_WIDTH_A=bits, p_DATA_WIDTH_B=bits, p_REGMODE_A="NOREG",
+                p_DATA_WIDTH_A=bits, p_DATA_WIDTH_B=bits,
+                p_REGMODE_A="OUTREG" if is_wide else "NOREG",
                 p_REGMODE_B="OUTREG", p_RESETMODE="SYNC", p_ASYNC_RESET_RELEASE="SYNC",
                 p_WRITEMODE_A="NORMAL", p_WRITEMODE_B="NORMAL", p_CSDECODE_A="0b000",
                 p_CSDECODE_B="0b000", p_GSR="DISABLED",
-                i_CLKA=ClockSignal(), i_CEA=Const(1), i_OCEA=Const(1), i_RSTA=Const(0),
-                i_WEA=self.w_en,
+                i_CLKA=ClockSignal(), i_CEA=Const(1), i_OCEA=self.r_moves, i_RSTA=Const(0),
+                i_WEA=Const(1) if enables else self.w_en,
                 i_CLKB=ClockSignal(), i_CEB=self.r_en, i_OCEB=self.r_moves, i_RSTB=Const(0),
                 i_WEB=Const(0),
                 **_inputs("CSA", 3), **_inputs("CSB", 3),
                 **_inputs("ADA", _ADDRESS_BITS, written),
                 **_inputs("ADB", _ADDRESS_BITS, Cat(Const(0, lowest), self.r_addr)),
-                **_inputs("DIA", bits, data),
-                **_outputs("DOB", output),
+                **_inputs("DIA", min(bits, _PORT_BITS), data[:_PORT_BITS]),
+                **_inputs("DIB", bits - min(bits, _PORT_BITS), data[_PORT_BITS:]),
+                **_outputs("DOA", on_a), **_outputs("DOB", on_b),
             )
             m.d.comb += self.r_data[first : first + bits].eq(output[: len(data)])
         return m

@@ -21,6 +21,7 @@ from sparsemac_boards.area import (
 )
 from sparsemac_boards.soc import UartSoc
 from sparsemac_hw.core import Core
+from support.ecp5_twins import WithTwins
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "bench_area.py"
 
@@ -51,6 +52,17 @@ YOSYS = [
 def test_memory_is_mapped_as_yosys_does(width, depth, kind, granularity, cell, count):
     memory = MemoryShape(width, depth, kind, granularity=granularity)
     assert memory.mapped[:2] == (cell, count)
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"lanes": 128, "engines": 1}, {"bus_width": 256, "act_depth": 8192, "psum_depth": 4096},
+    {"entry_depth": 2048, "lanes": 16, "counters": False},
+])
+def test_an_ecp5_core_takes_as_many_blocks_of_its_own(changes):
+    config = CoreConfig(engines=2, act_depth=2048, fifo_depth=32).replace(**changes)
+    core = WithTwins(Core(config))
+    Fragment.get(core, None)
+    assert core.replaced.count("DP16KD") == predict_area(config).block_rams
 
 
 def built(component):

@@ -17,7 +17,8 @@ from support.ecp5_twins import ECP5, WithTwins
 
 @pytest.mark.parametrize(("width", "depth", "blocks"), [
     (8, 256, 1), (8, 2048, 1), (32, 2048, 4), (8, 2049, 2), (8, 4096, 2), (5, 8192, 3),
-    (2, 16384, 2), (18, 1024, 1), (65, 16, 4), (3, 2, 1),
+    (2, 16384, 2), (18, 1024, 1), (65, 16, 2), (3, 2, 1),
+    (36, 512, 1), (40, 513, 3),
 ])
 def test_memory_reads_what_was_written_two_cycles_later(width, depth, blocks):
     seed = width * depth

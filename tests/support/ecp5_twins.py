@@ -73,7 +73,10 @@ class _Twin(Elaboratable):
 
 
 class _Memory(_Twin):
-    """DP16KD: port A writes, port B reads; both words are of one width."""
+    """DP16KD: port A writes, port B reads; both words are of one width.
+
+    Words of 36 bits have the data pins of both ports, the lower half those of A.
+    """
 
     DEFAULTS = {
         "DATA_WIDTH_A": 18, "DATA_WIDTH_B": 18, "REGMODE_A": "NOREG", "REGMODE_B": "NOREG",
@@ -81,12 +84,15 @@ class _Memory(_Twin):
         "CSDECODE_A": "0b000", "CSDECODE_B": "0b000",
     }
     #: By the width of a word, the lowest address bit that counts.
-    LOWEST = {1: 0, 2: 1, 4: 2, 9: 3, 18: 4}
+    LOWEST = {1: 0, 2: 1, 4: 2, 9: 3, 18: 4, 36: 5}
 
     def elaborate(self, platform):
         m = Module()
         width = self.parameters["DATA_WIDTH_A"]
-        assert width == self.parameters["DATA_WIDTH_B"] and self.parameters["REGMODE_A"] == "NOREG"
+        is_wide = width == 36
+        assert width == self.parameters["DATA_WIDTH_B"]
+        assert self.parameters["REGMODE_A"] == (
+            self.parameters["REGMODE_B"] if is_wide else "NOREG")
         assert self.is_tied("RSTA", "RSTB", "WEB", *(f"CS{p}{i}" for p in "AB" for i in range(3)))
         lowest = self.LOWEST[width]
         written, read = self.bus("ADA", 14)[lowest:], self.bus("ADB", 14)[lowest:]
@@ -94,11 +100,13 @@ class _Memory(_Twin):
             shape=width, depth=1 << 14 - lowest, init=[])
         write, word = memory.write_port(), memory.read_port(domain="comb")
         enable_a, enable_b = self.pin("CEA") & self.pin("WEA"), self.pin("CEB")
-        if width == 18:  # an enable for each byte: this writes all of a word or none
-            enable_a = enable_a & self.pin("ADA0") & self.pin("ADA1")
+        # An enable for each byte: this writes all of a word or none.
+        for k in range({18: 2, 36: 4}.get(width, 0)):
+            enable_a = enable_a & self.pin(f"ADA{k}")
+        given = Cat(self.bus("DIA", 18), self.bus("DIB", 18))[:width]
         latch = Signal(width, reset_less=True)
         m.d.comb += [
-            write.addr.eq(written), write.data.eq(self.bus("DIA", width)), write.en.eq(enable_a),
+            write.addr.eq(written), write.data.eq(given), write.en.eq(enable_a),
             word.addr.eq(read),
         ]
         with m.If(enable_b):
@@ -108,9 +116,14 @@ class _Memory(_Twin):
         output = latch
         if self.parameters["REGMODE_B"] == "OUTREG":
             output = Signal(width, reset_less=True)
-            with m.If(enable_b & self.pin("OCEB")):
+            moves = enable_b & self.pin("OCEB")
+            if is_wide:  # whichever enables each half waits for
+                moves = moves & self.pin("CEA") & self.pin("OCEA")
+            with m.If(moves):
                 m.d.sync += output.eq(latch)
-        self.drive(m, "DOB", width, output)
+        if is_wide:
+            self.drive(m, "DOA", 18, output[:18])
+        self.drive(m, "DOB", min(width, 18), output[-18:] if is_wide else output)
         return m
 
 
