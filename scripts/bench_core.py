@@ -34,7 +34,7 @@ from sparsemac.stream import choose_format, entropy_bound_bits, pack
 #: The bars; a utilization bar by the highest density that it holds for: 0.05, or close to it.
 VECTOR_BARS = {0.06: 0.92, 1.0: 0.95}
 BATCH_BAR, CONV_BAR, DENSE_BAR, BUS_BAR, SPEEDUP_BAR = 0.95, 0.95, 0.90, 0.95, 0.90
-SIZE_BAR, PACK_BAR, SPEED_BAR = 1.10, 0.2, 300_000.0
+SIZE_BAR, PACK_BAR, SPEED_BAR, RATE_BAR = 1.10, 0.2, 300_000.0, 15.0
 
 #: Layers with more nonzeros than this are judged by `BATCH_BAR`.
 LARGE_LAYER = 40_000
@@ -45,6 +45,8 @@ VECTOR_CORE = CoreConfig(engines=16, lanes=1, bus_width=512)
 NARROW_CORE = CoreConfig(engines=16, lanes=1)
 SQUARE_CORE = CoreConfig()
 ROOMY_CORE = CoreConfig(bus_width=256, act_depth=16384, psum_depth=4096)
+#: 128 multiply-accumulates, as ``bench_area.py 1x128`` measures their clock.
+RATE_CORE = CoreConfig(engines=1, lanes=128, act_depth=2048, fifo_depth=32)
 SQUARES = {"roomy": ROOMY_CORE, "default": SQUARE_CORE}
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05)
@@ -83,8 +85,9 @@ class Figure:
 class Bench:
     """Runs layers on cores of one kind of device; a core stays open until another is wanted."""
 
-    def __init__(self, device: str, data: Path, seed: int) -> None:
+    def __init__(self, device: str, data: Path, seed: int, clock_mhz: float = 0.0) -> None:
         self.device, self.data, self.seed = device, data, seed
+        self.clock_mhz = clock_mhz
         self.mismatches = 0
         self._core: Core | None = None
         self._key: tuple[Any, ...] = ()
@@ -335,13 +338,24 @@ def speed(bench: Bench) -> Iterator[Figure]:
                  value=detail["cycles"] / seconds if seconds else 0.0)
 
 
+def rate(bench: Bench) -> Iterator[Figure]:
+    """GMAC/s of 128 multiply-accumulates at 90 % zeros, with the clock of --clock-mhz."""
+    layer = layer_of(bench.matrix(2048, 2048, 0.1), "rate")
+    _, detail = bench.run(bench.core(RATE_CORE), layer, 128)
+    per_cycle = detail["macs"] / max(detail["cycles"], 1)
+    yield Figure(section="rate", case="1 x 128, MACs a cycle", value=per_cycle, detail=detail)
+    if bench.clock_mhz:
+        yield Figure(section="rate", case=f"1 x 128 at {bench.clock_mhz} MHz, GMAC/s",
+                     bar=RATE_BAR, value=per_cycle * bench.clock_mhz / 1000)
+
+
 SECTIONS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "size": size, "packing": packing, "vector": vector, "bus": bus, "batch": batch,
-    "convolution": convolution, "speedup": speedup, "speed": speed,
+    "convolution": convolution, "speedup": speedup, "speed": speed, "rate": rate,
 }
 
 #: Sections whose figures are cycles: they need a device that has them.
-COUNTED = ("vector", "bus", "batch", "convolution", "speedup", "speed")
+COUNTED = ("vector", "bus", "batch", "convolution", "speedup", "speed", "rate")
 
 
 def main() -> int:
@@ -354,13 +368,15 @@ def main() -> int:
     parser.add_argument("--device", default="sim:", help="without cycles, only results are checked")
     parser.add_argument("--data", type=Path, default=data, help="folder with dlmc/ and mtx/")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--clock-mhz", type=float, default=0.0, metavar="MHZ",
+                        help="clock of a 1x128 core (bench_area.py): rate tells GMAC/s")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all numbers to FILE")
     args = parser.parse_args()
     if unknown := [s for s in args.sections if s not in SECTIONS]:
         parser.error(f"section must be one of {', '.join(SECTIONS)}, not {unknown[0]!r}")
     if not (args.data / "dlmc").is_dir():
         parser.error(f"no folder dlmc in {args.data} (SPARSEMAC_DATA or --data names another)")
-    bench = Bench(args.device, args.data, args.seed)
+    bench = Bench(args.device, args.data, args.seed, args.clock_mhz)
     figures = measure(bench, args.sections or list(SECTIONS))
     missed = [f for f in figures if not f.passed]
     print(f"seed {args.seed}: {bench.mismatches} mismatches, {len(missed)} of "

@@ -33,7 +33,7 @@ class CoreConfig:
     ----------
     engines : int       Rows at work at once, each with its own stream of nonzeros.  1 to 64.
     lanes : int         Positions at work at once in an engine; they share each nonzero.  Power of
-                        two, 1 to 64.
+                        two, 1 to 128.
     depth : int         Positions per lane that one fetched row serves before the next: a row is
                         replayed from the entry buffer, so its nonzeros cross the bus once.  1 to
                         65535.

@@ -55,7 +55,7 @@ def test_memory_is_mapped_as_yosys_does(width, depth, kind, granularity, cell, c
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"lanes": 128, "engines": 1}, {"bus_width": 256, "act_depth": 8192, "psum_depth": 4096},
+    {}, {"lanes": 128, "engines": 1}, {"act_depth": 8192, "psum_depth": 4096},
     {"entry_depth": 2048, "lanes": 16, "counters": False},
 ])
 def test_an_ecp5_core_takes_as_many_blocks_of_its_own(changes):

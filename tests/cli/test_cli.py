@@ -94,7 +94,7 @@ def test_generate_takes_a_toml_file_and_a_board(tmp_path):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (["bench", "x.smtx", "--lanes", "3"],
-     "lanes must be a power of two from 1 to 64, not 3 (nearest legal value: 2)"),
+     "lanes must be a power of two from 1 to 128, not 3 (nearest legal value: 2)"),
     (["bench", "x.smtx", "--columns", "0"], "columns must be 1 to 1048576, not 0"),
     (["bench", "x.smtx", "--device", "cable:"], "uri must begin with one of"),
     (["bench", "x.smtx", "--device", "reference:", "--memory-latency", "3"], "on sim: only"),
