@@ -14,8 +14,8 @@ flip-flops.
 
 Fitted to eight cores of 1 to 3 engines, one of them with a board's system (64-bit bus); with fewer
 cores than features those are met exactly, which says nothing. Two held out, chosen before they were
-measured (2 x 4 with a 128-bit bus, 2 x 16 with 64 bits): LUTs and flip-flops are 5.0 % off at
-worst, 1.9 % in the mean. Larger cores than 2 x 16 are not among them: there it is an extrapolation.
+measured (2 x 4 with a 128-bit bus, 2 x 16 with 64 bits): LUTs and flip-flops are 3.9 % off at
+worst, 2.0 % in the mean. Larger cores than 2 x 16 are not among them: there it is an extrapolation.
 """
 
 import json
