@@ -64,7 +64,7 @@ def test_result_tells_what_is_used_of_what():
 def test_device_too_small_for_usual_buffers_gets_the_least():
     most = largest(BOARD).config
     least = largest(with_part(block_rams=43)).config
-    assert least.entry_depth < 512
+    assert most.counters and not least.counters
     assert least.macs < most.macs
 
 
