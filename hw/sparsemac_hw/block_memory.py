@@ -59,6 +59,7 @@ class BlockMemory(wiring.Component):
         if is_ecp5(platform) and self._depth <= RegisteredMemory.MAX_DEPTH:
             m.submodules.blocks = blocks = RegisteredMemory(self._width, self._depth)
             m.d.comb += [
+                blocks.r_en.eq(1), blocks.r_moves.eq(1),
                 blocks.r_addr.eq(self.r_addr), self.r_data.eq(blocks.r_data),
                 blocks.w_en.eq(self.w_en), blocks.w_addr.eq(self.w_addr),
                 blocks.w_data.eq(self.w_data),

@@ -67,8 +67,8 @@ class RegisteredMemory(wiring.Component):
     Latency: `LATENCY_CYCLES` from ``r_addr`` to ``r_data``. Throughput: one read and one write per
     cycle.
 
-    The enables are 1 if they are left alone. ``r_en`` must be low only where ``r_moves`` is, too:
-    so it need not be known whether the blocks' registers wait for one of their enables or for both.
+    ``r_en`` must be low only where ``r_moves`` is, too: so it need not be known whether the blocks'
+    registers wait for one of their enables or for both.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ class RegisteredMemory(wiring.Component):
         super().__init__({
             "r_addr": In(address),
             "r_data": Out(self._width),
-            "r_en": In(1, init=1),  # pyright: ignore[reportCallIssue]
-            "r_moves": In(1, init=1),  # pyright: ignore[reportCallIssue]
+            "r_en": In(1),
+            "r_moves": In(1),
             "w_en": In(1),
             "w_addr": In(address),
             "w_data": In(self._width),

@@ -158,7 +158,7 @@ class MacLanes(wiring.Component):
             block = RegisteredMemory(8, depth)
             m.submodules[f"activations_{v}"] = block
             m.d.comb += [
-                block.r_addr.eq(addr), block.w_en.eq(w_en),
+                block.r_en.eq(1), block.r_moves.eq(1), block.r_addr.eq(addr), block.w_en.eq(w_en),
                 block.w_addr.eq(w_line), block.w_data.eq(w_data),
             ]
             return block.r_data.as_signed()

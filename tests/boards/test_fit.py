@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sparsemac.config import CoreConfig
 from sparsemac_boards.area import predict_area
-from sparsemac_boards.fit import FILL, GROWTH, DoesNotFit, largest, resources
+from sparsemac_boards.fit import FILL, GROWTH, ROOMY, DoesNotFit, largest, resources
 from sparsemac_boards.registry import BOARDS
 
 BOARD = BOARDS["ulx3s-85f"]
@@ -65,6 +65,7 @@ def test_device_too_small_for_usual_buffers_gets_the_least():
     most = largest(BOARD).config
     least = largest(with_part(block_rams=43)).config
     assert most.counters and not least.counters
+    assert least.act_depth < ROOMY["act_depth"]
     assert least.macs < most.macs
 
 

@@ -6,6 +6,7 @@ from itertools import product
 import pytest
 from amaranth.hdl import Instance, Module, Signal, signed
 from sparsemac.config import CoreConfig
+from sparsemac_boards.area import predict_area
 from sparsemac_hw.block_memory import BlockMemory
 from sparsemac_hw.core import Core
 from sparsemac_hw.ecp5 import Product, RegisteredMemory, is_ecp5
@@ -133,8 +134,9 @@ def test_portable_core_has_no_block_and_the_other_one_a_product_per_lane_and_fou
     special = emit_verilog(Core(config), CORE_NAME, "ecp5")
     found = blocks.findall(special)
     assert found.count("MULT18X18D") == config.lanes + 4
-    # Of the lanes; and every other block memory has its register inside, too.
-    assert found.count("DP16KD") > config.lanes and "ram_style" not in special
+    # Every block memory has its register inside; engines and shared parts have one instance each.
+    assert found.count("DP16KD") == predict_area(config).block_rams
+    assert "ram_style" not in special
 
 
 def test_twin_of_an_unregistered_product_follows_at_once():

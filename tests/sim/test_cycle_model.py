@@ -15,6 +15,7 @@ OTHERS = {
     "8x8": CoreConfig(engines=8, lanes=8, bus_width=256),
     "16x1": CoreConfig(engines=16, lanes=1, bus_width=512, act_depth=16384),
     "3x16": CoreConfig(engines=3, lanes=16, bus_width=32, burst_beats=8, act_depth=1024),
+    "1x64": CoreConfig(engines=1, lanes=64, fifo_depth=64, act_depth=512, burst_beats=4),
     "1x128": CoreConfig(engines=1, lanes=128, fifo_depth=64, act_depth=512, burst_beats=4),
     "6x2": CoreConfig(engines=6, lanes=2, bus_width=128, entry_depth=16),
 }

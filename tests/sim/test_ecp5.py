@@ -5,6 +5,7 @@ import numpy as np
 import sparsemac
 import sparsemac_sim.device as device
 from sparsemac.config import CoreConfig
+from sparsemac_boards.area import predict_area
 from sparsemac_hw.core import Core
 from sparsemac_hw.emit import CORE_NAME, emit_verilog
 from support.ecp5_twins import ECP5, WithTwins
@@ -36,6 +37,6 @@ def test_same_results_in_the_same_cycles(toolchain, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "core_files", lambda config: tmp_path)
     special_outputs, special_cycles = run()
     assert core.twins.replaced.count("MULT18X18D") == config.macs + 4 * config.engines
-    assert core.twins.replaced.count("DP16KD") > config.macs
+    assert core.twins.replaced.count("DP16KD") == predict_area(config).block_rams
     np.testing.assert_array_equal(special_outputs, outputs)
     assert special_cycles == cycles
