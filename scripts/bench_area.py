@@ -39,7 +39,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sparsemac.config import CoreConfig
 from sparsemac_boards import area
-from sparsemac_boards.build import SYNTH_REST, find_tools, synth_to_luts
+from sparsemac_boards.build import PLACE_AND_ROUTE, SYNTH_REST, find_tools, synth_to_luts
 from sparsemac_boards.soc import UartSoc
 from sparsemac_hw.core import Core
 from sparsemac_hw.emit import CORE_NAME, emit_verilog
@@ -154,7 +154,7 @@ def nextpnr(tools: dict[str, str], directory: Path, *options: str) -> None:
 
 def measure_clock(tools: dict[str, str], directory: Path, seed: int) -> tuple[float, str]:
     """Places and routes; returns the clock [MHz] and the start and end of the longest path."""
-    nextpnr(tools, directory, "--router", "router1", "--freq", "150", "--seed", str(seed),
+    nextpnr(tools, directory, *PLACE_AND_ROUTE, "--freq", "150", "--seed", str(seed),
             "--timing-allow-fail", "--report", "report.json", "--log", "pnr.log")
     report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
     clock = min(c["achieved"] for c in report["fmax"].values())

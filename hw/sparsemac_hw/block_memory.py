@@ -23,6 +23,10 @@ class BlockMemory(wiring.Component):
     Latency: `LATENCY_CYCLES` from ``r_addr`` to ``r_data``. Throughput: one read and one write per
     cycle.
 
+    Where a word waits, ``r_en`` and ``r_moves`` hold it: what is read, and what stands in the
+    register. ``r_en`` must be low only where ``r_moves`` is, too: so it need not be known whether
+    a block's registers wait for one of their enables or for both.
+
     Parameters
     ----------
     width : int    Bits of a word.
@@ -31,6 +35,8 @@ class BlockMemory(wiring.Component):
     Members
     -------
     r_addr : In, r_data : Out(width)
+    r_en : In(1, init=1)       The memory is read; else what was read last stays.
+    r_moves : In(1, init=1)    The register takes what was read last.
     w_en, w_addr, w_data : In
     """
 
@@ -38,6 +44,8 @@ class BlockMemory(wiring.Component):
 
     r_addr: Signal
     r_data: Signal
+    r_en: Signal
+    r_moves: Signal
     w_en: Signal
     w_addr: Signal
     w_data: Signal
@@ -48,6 +56,8 @@ class BlockMemory(wiring.Component):
         super().__init__({
             "r_addr": In(range(self._depth)),
             "r_data": Out(self._width),
+            "r_en": In(1, init=1),
+            "r_moves": In(1, init=1),
             "w_en": In(1),
             "w_addr": In(range(self._depth)),
             "w_data": In(self._width),
@@ -59,7 +69,7 @@ class BlockMemory(wiring.Component):
         if is_ecp5(platform) and self._depth <= RegisteredMemory.MAX_DEPTH:
             m.submodules.blocks = blocks = RegisteredMemory(self._width, self._depth)
             m.d.comb += [
-                blocks.r_en.eq(1), blocks.r_moves.eq(1),
+                blocks.r_en.eq(self.r_en), blocks.r_moves.eq(self.r_moves),
                 blocks.r_addr.eq(self.r_addr), self.r_data.eq(blocks.r_data),
                 blocks.w_en.eq(self.w_en), blocks.w_addr.eq(self.w_addr),
                 blocks.w_data.eq(self.w_data),
@@ -72,8 +82,9 @@ class BlockMemory(wiring.Component):
         # Without reset, as registers inside of blocks are.
         word = Signal(self._width, reset_less=True)
         m.d.comb += [
-            read.addr.eq(self.r_addr), self.r_data.eq(word),
+            read.en.eq(self.r_en), read.addr.eq(self.r_addr), self.r_data.eq(word),
             write.en.eq(self.w_en), write.addr.eq(self.w_addr), write.data.eq(self.w_data),
         ]
-        m.d.sync += word.eq(read.data)
+        with m.If(self.r_moves):
+            m.d.sync += word.eq(read.data)
         return m

@@ -180,17 +180,23 @@ class JobControl(wiring.Component):
 
     def _watch(self, m: Module, expired: Signal) -> None:
         """Counts cycles without progress while something is expected."""
-        idle_cycles = Signal(32)
+        idle_cycles = Signal(32, init=1)
         expecting = self.busy | self.draining
-        m.d.sync += expired.eq(
-            self.watchdog.any() & (idle_cycles >= self.watchdog) & ~expired & ~self.clear)
-        with m.If(~expecting | self.progress | self.start | expired | self.clear):
-            m.d.sync += idle_cycles.eq(0)
+        restarts = Signal()  # known a cycle late, hence counted from 1
+        m.d.sync += [
+            restarts.eq(~expecting | self.progress | self.start | expired | self.clear),
+            expired.eq(self.watchdog.any() & (idle_cycles >= self.watchdog)
+                       & ~expired & ~restarts & ~self.clear),
+        ]
+        with m.If(restarts):
+            m.d.sync += idle_cycles.eq(1)
         with m.Else():
             m.d.sync += idle_cycles.eq(idle_cycles + 1)
 
     def _record(self, m: Module, running: Value, timed_out: Signal) -> None:
         """Keeps the fault of highest priority; engines come last, the first of them first.
+
+        All of it happens two cycles late, for what the sources say comes from all over the core.
 
         Each source has a register of its own, that the flip-flops' reset keeps at 0 unless the
         fault is this one's: so strobes, which come late, pass no multiplexer, and what is kept is
@@ -202,39 +208,54 @@ class JobControl(wiring.Component):
                 m.d.comb += [engines.code.eq(self.engine_faults[e]), engines.detail.eq(e)]
         m.d.comb += engines.owner.eq(FaultOwner.EXEC)
 
-        aborted = Signal()
-        own_code = Mux(aborted, FaultCode.ABORTED, Mux(timed_out, FaultCode.TIMEOUT, 0))
-        record: Value = own_code  # the code lies lowest
+        # What was said in the last cycle of the job stays: it is this that a fault ends.
+        strobes = Signal(len(FAULT_SOURCES) + 1)
+        aborting, aborted = Signal(), Signal()
         with m.If(running):
-            m.d.sync += aborted.eq(self.abort)
+            m.d.sync += [
+                strobes.eq(Cat(self.strobes, engines.code.any())), aborting.eq(self.abort)]
         with m.If(self.clear):
-            m.d.sync += aborted.eq(0)
+            m.d.sync += [strobes.eq(0), aborting.eq(0)]
+        m.d.sync += aborted.eq(aborting)
+        own_code = Mux(aborted, FaultCode.ABORTED, Mux(timed_out, FaultCode.TIMEOUT, 0))
 
+        record: Value = own_code  # the code lies lowest
         none_before: Value = Const(1)
-        strobes = [*self.strobes, engines.code.any()]
-        sources = [*(getattr(self.sources, name) for name in FAULT_SOURCES), engines]
-        all_chosen = []
-        for i, (strobe, source) in enumerate(zip(strobes, sources, strict=True)):
-            kept = Signal(recorded_layout, name=f"kept_{i}")
-            chosen = strobe & none_before
+        all_said, all_first = [], []
+        sources = {name: getattr(self.sources, name) for name in FAULT_SOURCES}
+        for strobe, (name, source) in zip(
+                strobes, {**sources, "engines": engines}.items(), strict=True):
+            said = Signal(source_layout, name=f"said_{name}", reset_less=True)
+            kept = Signal(recorded_layout, name=f"kept_{name}")
+            chosen = Signal(name=f"chosen_{name}")
+            first = strobe & none_before
             none_before = none_before & ~strobe
-            all_chosen.append(chosen)
             with m.If(running):
-                m.d.sync += kept.eq(Value.cast(source)[: recorded_layout.size])
-            with m.If(self.clear | (running & ~chosen)):
+                m.d.sync += said.eq(source)
+            m.d.sync += [
+                chosen.eq(first), kept.eq(Value.cast(said)[: recorded_layout.size])]
+            with m.If(~chosen):
                 m.d.sync += kept.eq(0)
-            with m.If(running & self.abort):
+            with m.If(aborting):
                 m.d.sync += kept.code.eq(0)
             record = record | Value.cast(kept)
+            all_said.append(said)
+            all_first.append(first)
 
         command: Value = Const(0, 16)
         for owner, place in zip(FaultOwner, self.commands, strict=True):
-            kept = Signal(16, name=f"kept_command_{owner.name.lower()}")
-            chosen = Cat(c & (source.owner == owner)
-                         for c, source in zip(all_chosen, sources, strict=True)).any()
+            name = owner.name.lower()
+            said = Signal(16, name=f"said_command_{name}", reset_less=True)
+            kept = Signal(16, name=f"kept_command_{name}")
+            chosen = Signal(name=f"chosen_command_{name}")
             with m.If(running):
-                m.d.sync += kept.eq(place)
-            with m.If(self.clear | (running & ~chosen)):
+                m.d.sync += said.eq(place)
+            m.d.sync += [
+                chosen.eq(Cat(first & (source.owner == owner) for first, source
+                              in zip(all_first, all_said, strict=True)).any()),
+                kept.eq(said),
+            ]
+            with m.If(~chosen):
                 m.d.sync += kept.eq(0)
             command = command | kept
         m.d.comb += Value.cast(self.fault).eq(Cat(record, command))

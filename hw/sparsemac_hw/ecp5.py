@@ -20,7 +20,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_int_in
 
-__all__ = ["MEMORY_DEPTHS", "Product", "RegisteredMemory", "is_ecp5"]
+__all__ = ["Product", "RegisteredMemory", "is_ecp5"]
 
 #: Bits of a word of a DP16KD by the words it has (Lattice FPGA-TN-02204, table 2.2). The widest
 #: have an enable for each byte, on address bits that they leave free; the very widest takes the
@@ -28,9 +28,6 @@ __all__ = ["MEMORY_DEPTHS", "Product", "RegisteredMemory", "is_ecp5"]
 _WORD_BITS = {512: 36, 1024: 18, 2048: 9, 4096: 4, 8192: 2, 16384: 1}
 _BYTE_ENABLES = {36: 4, 18: 2}
 _PORT_BITS = 18
-
-#: Depths of memories that a row of DP16KDs holds, and that yosys would not put into LUTs.
-MEMORY_DEPTHS = range(256, max(_WORD_BITS) + 1)
 
 #: Address bits of a DP16KD; wider words leave the lowest unused.
 _ADDRESS_BITS = 14
@@ -67,8 +64,7 @@ class RegisteredMemory(wiring.Component):
     Latency: `LATENCY_CYCLES` from ``r_addr`` to ``r_data``. Throughput: one read and one write per
     cycle.
 
-    ``r_en`` must be low only where ``r_moves`` is, too: so it need not be known whether the blocks'
-    registers wait for one of their enables or for both.
+    `block_memory.BlockMemory` says when ``r_en`` may be low.
 
     Parameters
     ----------

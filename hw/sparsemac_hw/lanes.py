@@ -10,13 +10,17 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
-from .ecp5 import MEMORY_DEPTHS, Product, RegisteredMemory, is_ecp5
+from .block_memory import BlockMemory
+from .ecp5 import Product, is_ecp5
 from .layouts import index_shape, partial_width
 
 __all__ = ["MacLanes"]
 
 #: Cycles from an entry's address to the sum that has its product.
-SUM_STAGES = 4
+SUM_STAGES = 6
+
+#: Sums that one LUT merges.
+MERGED = 4
 
 
 class MacLanes(wiring.Component):
@@ -25,9 +29,9 @@ class MacLanes(wiring.Component):
     All lanes read the same word address, each in its own memory, but lane ``v`` does so ``v``
     cycles after lane 0 (the entry travels down the lanes, register to register). The sums of a
     chunk thus leave one lane per cycle, lane 0 first. Each group of lanes has a bus for them that
-    is only an OR: a lane drives zero except in its own cycle. It comes from no flip-flop; whoever
-    takes the sums has one. Accumulators need no clear cycle:
-    they restart from zero behind ``i_end``. They are as narrow as a chunk allows, for this is the
+    is only an OR: a lane drives zero except in its own cycle. The last level of that OR has no
+    flip-flop behind it; whoever takes the sums has one. Accumulators need no clear cycle: they
+    restart from zero behind ``i_end``. They are as narrow as a chunk allows, for this is the
     part that there is once per lane; `RowSum` adds the chunks of a row up, once per bus.
 
     ``sum[v] = sum over the entries of a chunk of  i_weight * activation[v][i_addr]``
@@ -69,7 +73,7 @@ class MacLanes(wiring.Component):
     w_sub: Signal
     w_data: Signal
 
-    LATENCY_CYCLES = 6
+    LATENCY_CYCLES = 9
 
     def __init__(self, config: CoreConfig) -> None:
         self._config = config
@@ -100,12 +104,14 @@ class MacLanes(wiring.Component):
         count = self._config.lanes
         # Sums are forgotten in the way they end, so that no lane needs a reset for them.
         ends = self.i_end & self.i_valid
+        # A reset comes to the lanes a cycle late, from here: they are all over the chip.
+        forgets = Signal(init=1)
+        m.d.sync += forgets.eq(0)
         # What clears a register travels as the clear itself: no lane has a LUT to invert it. The
         # further stages of a lane are those of the lanes behind it.
         bits = {
-            "valid": self._line(m, "valid", self.i_valid, count, init=0),
             "absent": self._line(m, "absent", ~self.i_valid, count + 1),
-            "stays": self._line(m, "stays", ~ends, count + SUM_STAGES, init=1),
+            "stays": self._line(m, "stays", ~ends, count + SUM_STAGES, sets=forgets),
             "restarts": self._line(m, "restarts", ends | self.i_flush, count + SUM_STAGES),
             "last": self._line(m, "last", self.i_last, count + SUM_STAGES),
         }
@@ -120,19 +126,29 @@ class MacLanes(wiring.Component):
         group = self._config.shortest_row_cycles
         for b in range(self._config.sum_buses):
             first = b * group
+            mine = shadows[first : first + group]
             stays = bits["stays"][first + SUM_STAGES :][:group]
-            m.d.comb += self.o_acc[b].eq(reduce(or_, shadows[first : first + group]))
-            m.d.sync += self.o_valid[b].eq(~stays.all())
+            parts = -(-group // MERGED)
+            merged = []
+            all_stay = Signal(
+                parts, name=f"all_stay_{b}", init=(1 << parts) - 1, reset_less=True)
+            for k in range(0, group, MERGED):
+                merged.append(self._after(m, f"merged_{b}_{k}", reduce(or_, mine[k : k + MERGED])))
+                m.d.sync += all_stay[k // MERGED].eq(stays[k : k + MERGED].all())
+            m.d.comb += self.o_acc[b].eq(reduce(or_, merged))
+            m.d.sync += self.o_valid[b].eq(~all_stay.all())
+            with m.If(forgets):
+                m.d.sync += [all_stay.eq(-1), self.o_valid[b].eq(0)]
             # The sums of a chunk follow one another: what the first lane knows holds for all.
-            with m.If(~stays[0]):
-                m.d.sync += self.o_last[b].eq(bits["last"][first + SUM_STAGES])
+            with m.If(~bits["stays"][first + SUM_STAGES + 1]):
+                m.d.sync += self.o_last[b].eq(bits["last"][first + SUM_STAGES + 1])
         return m
 
     def _lane(self, m: Module, v: int, addr: Value, weight_read: Value, bits: dict[str, Value],
               platform: object) -> Signal:
         """Returns the sum, 0 if there is none."""
         width = partial_width(self._config)
-        activation = self._read(m, v, addr, bits["valid"][v], platform)
+        activation = self._read(m, v, addr)
         weight = Signal(signed(8), name=f"weight_now_{v}", reset_less=True)
         product = self._multiply(m, v, activation, weight, platform)
         acc = Signal(signed(width), name=f"acc_{v}", reset_less=True)
@@ -149,39 +165,30 @@ class MacLanes(wiring.Component):
             m.d.sync += shadow.eq(0)
         return shadow
 
-    def _read(self, m: Module, v: int, addr: Value, valid: Value, platform: object) -> Value:
-        """The activation of an entry, two cycles later; that of no entry can be anything."""
+    def _read(self, m: Module, v: int, addr: Value) -> Value:
+        """The activation of an entry, two cycles later."""
         words = self._config.line_words
         depth = self._config.act_depth // words
         w_en, w_line, w_data = self._written(v)
-        if is_ecp5(platform) and words == 1 and depth in MEMORY_DEPTHS:
-            block = RegisteredMemory(8, depth)
-            m.submodules[f"activations_{v}"] = block
+        if words == 1:
+            m.submodules[f"activations_{v}"] = block = BlockMemory(8, depth)
             m.d.comb += [
-                block.r_en.eq(1), block.r_moves.eq(1), block.r_addr.eq(addr), block.w_en.eq(w_en),
-                block.w_addr.eq(w_line), block.w_data.eq(w_data),
+                block.r_addr.eq(addr),
+                block.w_en.eq(w_en), block.w_addr.eq(w_line), block.w_data.eq(w_data),
             ]
             return block.r_data.as_signed()
-        memory = Memory(shape=unsigned(8 * words), depth=depth, init=[])
-        m.submodules[f"activations_{v}"] = memory
-        write = memory.write_port()
-        m.d.comb += [write.data.eq(w_data), write.addr.eq(w_line), write.en.eq(w_en)]
-        read = memory.read_port()
-        # A register of its own: reading the memory takes most of a cycle, multiplying another.
+        # A beat holds several words: the line is read whole, the word picked from it.
+        m.submodules[f"activations_{v}"] = memory = Memory(
+            shape=unsigned(8 * words), depth=depth, init=[])
+        write, read = memory.write_port(), memory.read_port()
+        bits = (words - 1).bit_length()
+        pick = Signal(bits, name=f"pick_{v}", reset_less=True)
         activation = Signal(signed(8), name=f"activation_{v}", reset_less=True)
-        if words == 1:
-            m.d.comb += read.addr.eq(addr)
-            m.d.sync += activation.eq(read.data)
-        else:
-            # A beat holds several words: the line is read whole, the word picked from it.
-            bits = (words - 1).bit_length()
-            pick = Signal(bits, name=f"pick_{v}", reset_less=True)
-            m.d.comb += read.addr.eq(addr[bits:])
-            m.d.sync += [
-                pick.eq(addr[:bits]),
-                activation.eq(read.data.word_select(pick, 8)),
-            ]
-        m.d.comb += read.en.eq(valid)
+        m.d.comb += [
+            write.data.eq(w_data), write.addr.eq(w_line), write.en.eq(w_en),
+            read.addr.eq(addr[bits:]),
+        ]
+        m.d.sync += [pick.eq(addr[:bits]), activation.eq(read.data.word_select(pick, 8))]
         return activation
 
     def _distribute(self, m: Module) -> list[data.View]:
@@ -214,15 +221,16 @@ class MacLanes(wiring.Component):
     def _multiply(
         m: Module, v: int, activation: Value, weight: Signal, platform: object
     ) -> Value:
-        """The product, two cycles later: the way to the multiplier takes one of them."""
+        """The product, four cycles later: each way to the multiplier and from it takes one."""
+        a, b = MacLanes._after(m, f"a_{v}", activation), MacLanes._after(m, f"b_{v}", weight)
         if is_ecp5(platform):
             m.submodules[f"product_{v}"] = block = Product(8, 8, is_signed=True)
-            m.d.comb += [block.i_a.eq(activation), block.i_b.eq(weight)]
-            return block.o
-        a, b = MacLanes._after(m, f"a_{v}", activation), MacLanes._after(m, f"b_{v}", weight)
-        product = Signal(signed(16), name=f"product_{v}", reset_less=True)
+            m.d.comb += [block.i_a.eq(a), block.i_b.eq(b)]
+            return MacLanes._after(m, f"product_{v}", block.o)
+        a, b = MacLanes._after(m, f"operand_a_{v}", a), MacLanes._after(m, f"operand_b_{v}", b)
+        product = Signal(signed(16), name=f"product_early_{v}", reset_less=True)
         m.d.sync += product.eq(a * b)
-        return product
+        return MacLanes._after(m, f"product_{v}", product)
 
     @staticmethod
     def _after(m: Module, name: str, value: Value) -> Signal:
@@ -232,9 +240,13 @@ class MacLanes(wiring.Component):
         return later
 
     @staticmethod
-    def _line(m: Module, name: str, bit: Value, stages: int, init: int | None = None) -> Value:
-        """A bit, and how it was 1 to ``stages`` cycles ago; reset to ``init`` if that is given."""
-        line = Signal(stages, name=f"{name}_line", init=-(init or 0) & (1 << stages) - 1,
-                      reset_less=init is None)
+    def _line(m: Module, name: str, bit: Value, stages: int, sets: Value | None = None) -> Value:
+        """A bit, and how it was 1 to ``stages`` cycles ago; ``sets`` sets them all."""
+        # Flip-flops are set by what sets them only if that is how they begin, too.
+        init = 0 if sets is None else (1 << stages) - 1
+        line = Signal(stages, name=f"{name}_line", init=init, reset_less=True)
         m.d.sync += line.eq(Cat(bit, line))
+        if sets is not None:
+            with m.If(sets):
+                m.d.sync += line.eq(-1)
         return Cat(bit, line)

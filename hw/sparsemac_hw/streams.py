@@ -14,7 +14,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_int_in
 
-from .ecp5 import RegisteredMemory, is_ecp5
+from .block_memory import BlockMemory
 
 __all__ = ["Queue", "StreamChecker", "check_stream", "connect_stream"]
 
@@ -92,11 +92,9 @@ class Queue(wiring.Component):
     """First-in, first-out buffer of a stream.
 
     Up to `DISTRIBUTED_DEPTH` words stand in a memory that is read without a clock (distributed
-    memory); deeper queues, and those with ``block``, in one with a clocked read (block memory).
-    That takes most of a cycle, so flip-flops follow, those inside the block if the FPGA has them
-    there. None has a path from ``o.ready`` to
-    ``i.ready`` or from ``i.valid`` to ``o.valid``. To empty a queue at once, wrap it in
-    `ResetInserter`.
+    memory); deeper queues, and those with ``block``, in a `BlockMemory`, whose register is ``o``.
+    None has a path from ``o.ready`` to ``i.ready`` or from ``i.valid`` to ``o.valid``. To empty a
+    queue at once, wrap it in `ResetInserter`.
 
     Latency: `latency_cycles` from the transfer on ``i`` to ``o.valid``: 1, 3 in block memory.
     Throughput: one word per cycle if ``depth`` is more than the latency.
@@ -105,8 +103,8 @@ class Queue(wiring.Component):
     ----------
     shape : ShapeLike     Payload of both streams.
     depth : int           Words that it holds, 1 to 65536.
-    block : bool          Use block memory at any depth: for wide words that can take their time on
-                          the way, and are wanted early in a cycle.
+    block : bool          Use block memory at any depth from 2: for wide words that can take their
+                          time on the way, and are wanted early in a cycle.
 
     Members
     -------
@@ -126,7 +124,7 @@ class Queue(wiring.Component):
     def __init__(self, shape: Any, depth: int, block: bool = False) -> None:
         self._shape = shape
         self._depth = as_int_in("depth", depth, 1, 65536)
-        self._block = block or self._depth > DISTRIBUTED_DEPTH
+        self._block = (block and self._depth > 1) or self._depth > DISTRIBUTED_DEPTH
         super().__init__({
             "i": In(stream.Signature(shape)),
             "o": Out(stream.Signature(shape)),
@@ -159,41 +157,23 @@ class Queue(wiring.Component):
         # One more, one less or the same with a single adder.
         step = Cat(put ^ take, (take & ~put).replicate(len(self.level) - 1))
         m.d.sync += self.level.eq(self.level + step)
-        if self._block and is_ecp5(platform) and 1 < self._depth <= RegisteredMemory.MAX_DEPTH:
-            self._read_registered(m, put, take)
-        elif self._block:
+        if self._block:
             self._read_block(m, put, take)
         else:
-            memory = self._memory(m, put)
-            read = memory.read_port(domain="comb")
-            m.d.comb += [self.o.valid.eq(self.level != 0), self.o.payload.eq(read.data)]
+            m.submodules.memory = memory = Memory(shape=self._shape, depth=self._depth, init=[])
+            write, read = memory.write_port(), memory.read_port(domain="comb")
+            m.d.comb += [
+                write.data.eq(self.i.payload), write.en.eq(put),
+                self.o.valid.eq(self.level != 0), self.o.payload.eq(read.data),
+            ]
+            self._step(m, write.addr, put)
             self._step(m, read.addr, take)
         return m
 
-    def _memory(self, m: Module, put: Signal, **attributes: str) -> Memory:
-        """Returns a memory into which words are put."""
-        m.submodules.memory = memory = Memory(
-            shape=self._shape, depth=self._depth, init=[], attrs=attributes)
-        write = memory.write_port()
-        m.d.comb += [write.data.eq(self.i.payload), write.en.eq(put)]
-        self._step(m, write.addr, put)
-        return memory
-
     def _read_block(self, m: Module, put: Signal, take: Signal) -> None:
-        """Drives ``o`` from a memory with a clocked read; that shows the word behind ``o``'s."""
-        # Left to itself, yosys makes distributed memory of some hundred words, too.
-        read = self._memory(m, put, ram_style="block").read_port()
-        word = Signal.like(Value.cast(read.data), reset_less=True)
-        vacant, _ = self._advance(m, take, read.en)
-        m.d.comb += Value.cast(self.o.payload).eq(word)
-        with m.If(vacant):
-            m.d.sync += word.eq(read.data)
-        self._step(m, read.addr, read.en)
-
-    def _read_registered(self, m: Module, put: Signal, take: Signal) -> None:
-        """The same with an ECP5's memories, whose own register is ``o``."""
+        """Drives ``o`` from a block memory's register; the memory shows the word behind it."""
         payload = Value.cast(self.o.payload)
-        m.submodules.memory = memory = RegisteredMemory(len(payload), self._depth)
+        m.submodules.memory = memory = BlockMemory(len(payload), self._depth)
         shows_next = Signal()
         vacant, leaves = self._advance(m, take, shows_next)
         m.d.comb += [

@@ -7,12 +7,13 @@ from typing import Any
 from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, Value, signed
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
-from sparsemac.commands import COUNT_BITS, DELTA_BITS_MAX, OFFSET_BITS, OutputMode
+from sparsemac.commands import COUNT_BITS, OFFSET_BITS, OutputMode
 from sparsemac.config import CoreConfig
 from sparsemac.registers import FaultCode
 from sparsemac.stream import MASK_BITS
 
 from .layouts import exec_layout, row_layout
+from .masks import MaskReader
 from .window import BitWindow, weight_beat_layout
 
 __all__ = ["Unpacker", "entry_layout"]
@@ -128,7 +129,7 @@ class Unpacker(wiring.Component):
             self._is_count.eq(whole & (item_1 == Item.COUNT)),
             self._is_entry.eq(whole & (item_1 == Item.ENTRY)),
         ]
-        self._quotient = Signal(17, reset_less=True)  # of the entry in the window [columns]
+        self._masks = MaskReader()
         # An entry of weight 0 must be made for a row without any: when its header is complete, as
         # the sum must not be there before it.
         self._empty = Signal()
@@ -175,7 +176,6 @@ class Unpacker(wiring.Component):
         self._null = Signal()  # so it was in the last cycle
         self._complete = Signal()  # the last entry of the row is being taken
         self._vacant = Signal()  # what a header says can be kept
-        takes_count = Signal()
         refill = self._refill
         # What lies behind a field that is not of full size belongs to the next item.
         count, all_ones = Signal(COUNT_BITS[-1]), Signal(COUNT_BITS[-1])
@@ -185,7 +185,6 @@ class Unpacker(wiring.Component):
         m.d.comb += [
             count.eq(bits[1:] & in_count), all_ones.eq(bits[1:] | ~in_count),
             offset.eq(bits & in_offset),
-            takes_count.eq(self._is_count),
             no_row.eq(bits[0] & all_ones.all()),
             self._complete.eq(
                 self._known & ~needs & ~self._valid_1 & ~refill
@@ -193,7 +192,7 @@ class Unpacker(wiring.Component):
             self._vacant.eq(~row_full & ~self._empty & ~self.o_count.valid),
         ]
         m.d.sync += self._null.eq(0)
-        with m.If(takes_count):
+        with m.If(self._is_count):
             m.d.sync += [
                 self.o_count.valid.eq(~no_row), self.o_count.p.eq(Mux(count == 0, 1, count)),
             ]
@@ -208,7 +207,7 @@ class Unpacker(wiring.Component):
             ]
         with m.If(self._fills):
             m.d.sync += self._empty.eq(0)
-        with m.If(takes_count):
+        with m.If(self._is_count):
             m.d.sync += [
                 no_entries.eq(count == 0), need.eq(count), needs.eq((count != 0) & ~no_row),
                 self._end.eq(bits[0]),
@@ -234,7 +233,7 @@ class Unpacker(wiring.Component):
         m.d.comb += [self.o_row.p.eq(row), self.o_row.valid.eq(row_full)]
         loaded, replays = Signal(), Signal(reset_less=True)
         m.d.sync += [
-            loaded.eq(takes_count & ~window.short), replays.eq(command.positions > 1),
+            loaded.eq(self._is_count & ~window.short), replays.eq(command.positions > 1),
         ]
         return loaded & self._known & replays & (need > self._config.entry_depth)
 
@@ -256,7 +255,12 @@ class Unpacker(wiring.Component):
         running, asked = Signal(), Signal()
         discards = Signal()  # the state, decoded: the stream's queue waits for it
         wanted = Signal()  # the row needs another entry
-        found = self._read_masks(m, wanted)
+        m.submodules.masks = masks = self._masks
+        m.d.comb += [
+            masks.start.eq(self.start), masks.delta_bits.eq(command.delta_bits),
+            masks.wanted.eq(wanted & self._rice), masks.may_ask.eq(window.valid),
+            masks.load.eq(self._valid & (self._item == Item.MASK)), masks.mask.eq(window.bits),
+        ]
         count_bits, offset_bits = Signal(6, reset_less=True), Signal(6, reset_less=True)
         for field, size, sizes in ((count_bits, command.count_size, [1 + b for b in COUNT_BITS]),
                                    (offset_bits, command.offset_size, OFFSET_BITS)):
@@ -269,7 +273,7 @@ class Unpacker(wiring.Component):
             window.step_bits.eq(step_bits),
             wanted.eq(~self._header & self._needs & self._room),
             window.wants.eq(
-                self._header | (self._needs & self._room & (found | ~self._rice))),
+                self._header | (self._needs & self._room & (masks.found | ~self._rice))),
         ]
 
         def go(state: str) -> None:
@@ -331,7 +335,7 @@ class Unpacker(wiring.Component):
                         go("DISCARD")
                     with m.Else():
                         go("COUNT")
-                with m.Elif(wanted & self._rice & self._spent):
+                with m.Elif(masks.wanted & masks.spent):
                     go("MASK")
                 leave_if_null()
             with m.State("MASK"):
@@ -349,61 +353,6 @@ class Unpacker(wiring.Component):
             m.d.sync += [self._valid_1.eq(0), self._valid.eq(0)]
             m.d.sync += [self._is_count.eq(0), self._is_entry.eq(0), self._broken.eq(0)]
         m.d.comb += self.done.eq(~running)
-
-    def _read_masks(self, m: Module, wanted: Signal) -> Value:
-        """Takes quotients from masks for entries that are asked for; returns whether one is there.
-
-        A cycle passes over two zeros, or over a one and a zero in front of it. Passed zeros are
-        summed up as columns while their entry is in the window, and stand beside it then.
-        """
-        window, rice = self._window, self._rice
-        # What is left of the mask, and a one behind its last bit; whether any is beyond bit 1.
-        mask = Signal(MASK_BITS + 1, init=1)
-        more = Signal()
-        spent = self._spent = Signal()  # no other one is left
-        found = Signal()
-        passed, passes = Signal(2), Signal(2)
-        closes = Signal()  # the entry behind these zeros is asked for
-        asks = Signal()
-        m.d.comb += [
-            spent.eq(~more & ~mask[:2].all()),
-            found.eq(mask[:2].any() & ~spent),
-            asks.eq(wanted & rice & found & window.valid),
-        ]
-        with m.If(wanted & rice):
-            with m.If(spent):
-                m.d.comb += passes.eq(mask[1])
-            with m.Elif(~found):
-                m.d.comb += passes.eq(2)
-            with m.Elif(window.valid):
-                m.d.comb += passes.eq(~mask[0])
-        # Columns of a zero, and those of the zeros passed so far; bit 16 stays: that is too far.
-        column = Signal(DELTA_BITS_MAX + 1, reset_less=True)
-        m.d.sync += column.eq(Cat(self.command.delta_bits == k for k in range(len(column))))
-        columns, total = Signal(17), Signal(17)
-        step = Mux(passed[1], column << 1, Mux(passed[0], column, 0))
-        m.d.comb += total.eq(columns + Mux(columns[16], 0, step))
-        m.d.sync += [
-            passed.eq(passes), closes.eq(asks),
-            self._quotient.eq(total), columns.eq(Mux(closes, 0, total)),
-        ]
-        with m.If(wanted & rice):
-            with m.If(spent):
-                m.d.sync += [mask.eq(1), more.eq(0)]
-            with m.Elif(~found):
-                m.d.sync += [mask.eq(mask[2:]), more.eq(mask[4:].any())]
-            with m.Elif(window.valid):
-                m.d.sync += [
-                    mask.eq(Mux(mask[0], mask[1:], mask[2:])),
-                    more.eq(Mux(mask[0], mask[3:].any(), mask[4:].any())),
-                ]
-        with m.If(self._valid & (self._item == Item.MASK)):
-            m.d.sync += [mask.eq(Cat(window.bits[:MASK_BITS], 1)), more.eq(1)]
-        with m.If(self.start):
-            m.d.sync += [
-                mask.eq(1), more.eq(0), columns.eq(0), passed.eq(0), closes.eq(0),
-            ]
-        return found
 
     def _offsets(self, m: Module) -> Value:
         """Accumulates deltas into offsets.
@@ -442,7 +391,7 @@ class Unpacker(wiring.Component):
             valid[0].eq(self._is_entry | self._fills),
             weights[0].eq(weight), empty.eq(self._fills), is_first[0].eq(opening),
             field.eq(Mux(int4, bits[4:20], bits[8:24]) & mask),
-            quotient.eq(self._quotient),
+            quotient.eq(self._masks.quotient),
             # A filler's sum is kept, though it goes no further.
             following.eq((Cat(1, field) + Cat(1, quotient))[1:]),
             filler.eq(~used & ~absolute & ~self._rice & ~empty),

@@ -145,7 +145,9 @@ class BitWindow(wiring.Component):
             m.d.sync += beat.eq(self.i.p.data)
         with m.If(self.i.ready & self.i.valid):
             m.d.sync += [beat_valid.eq(1), self.ended.eq(self.i.p.last)]
-        with m.If(self.open | self.discard):
+        dropped = Signal()  # a cycle late: nothing is stepped over by then
+        m.d.sync += dropped.eq(self.discard)
+        with m.If(self.open | dropped):
             m.d.sync += [
                 current_valid.eq(0), following_valid.eq(0), beat_valid.eq(0), position.eq(0),
                 word_idx.eq(0),

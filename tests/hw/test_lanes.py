@@ -150,7 +150,7 @@ def test_flush_forgets_a_sum_that_is_not_complete():
 
 
 @pytest.mark.parametrize(("lanes", "bus_width", "act_depth", "blocks"), [
-    (8, 64, 256, 16), (16, 32, 4096, 48), (4, 64, 256, 4), (8, 64, 64, 8),
+    (8, 64, 256, 16), (16, 32, 4096, 48), (4, 64, 256, 4), (8, 64, 64, 16),
 ])
 def test_blocks_of_an_ecp5_change_nothing(lanes, bus_width, act_depth, blocks):
     seed = lanes + bus_width + act_depth
@@ -168,9 +168,9 @@ def test_blocks_of_an_ecp5_change_nothing(lanes, bus_width, act_depth, blocks):
 
     async def bench(ctx):
         since_end = 0
-        for k in range(600):
+        for k in range(800):
             since_end += 1
-            writes = k // 300
+            writes = k // 400
             ends = since_end >= config.shortest_row_cycles and rng.random() < 0.3
             address = rng.randrange(half * config.line_words)
             values = {

@@ -43,7 +43,7 @@ CREDIT_CYCLES = 2
 
 #: Cycles from the last entry of a row to the sum of lane 0, more if rows are summed in chunks, to
 #: the result path, and more if several buses of sums are merged.
-LANE_CYCLES, CHUNK_CYCLES, QUEUE_CYCLES, MERGE_CYCLES = 8, 3, 1, 3
+LANE_CYCLES, CHUNK_CYCLES, QUEUE_CYCLES, MERGE_CYCLES = 11, 3, 1, 3
 
 #: Cycles from a sum to the result, and from the result to a beat that is offered to the store.
 RESULT_CYCLES, ASSEMBLE_CYCLES = 14, 2
