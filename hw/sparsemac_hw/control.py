@@ -57,7 +57,7 @@ class JobControl(wiring.Component):
     engine_faults : In(8).array(engines)     FaultCode of each engine, a strobe.
     commands : In(16).array(4)               Places in the list of the commands of each owner.
     start : Out(1)                           Strobe to the dispatcher.
-    clear : Out(1)                           Strobe: all parts return to reset.
+    clear : Out(1, init=1)                   Strobe: all parts return to reset; in reset, too.
     stop : Out(1)                            The guards let nothing pass.
     busy, done, draining, wedged : Out(1)
     fault : Out(fault_layout)                First fault of the job.
@@ -108,7 +108,7 @@ class JobControl(wiring.Component):
             "engine_faults": In(8).array(config.engines),
             "commands": In(16).array(len(FaultOwner)),
             "start": Out(1),
-            "clear": Out(1),
+            "clear": Out(1, init=1),  # pyright: ignore[reportCallIssue]
             "stop": Out(1),
             "busy": Out(1),
             "done": Out(1),
@@ -123,6 +123,7 @@ class JobControl(wiring.Component):
         m = Module()
         outstanding = Signal()
         failing = Signal()
+        failed = Signal()  # a job has, a cycle ago
         stop = Signal(init=1)
         quiet = Signal()  # the bus owes nothing
         timed_out = Signal()  # the job ends with TIMEOUT
@@ -132,7 +133,9 @@ class JobControl(wiring.Component):
         m.d.comb += failing.eq(self.strobes.any() | Cat(f.any() for f in self.engine_faults).any())
 
         # From a flip-flop: it goes to every part of the core.
-        m.d.sync += self.clear.eq(0)
+        m.d.sync += [self.clear.eq(0), failed.eq(0)]
+        with m.If(failed):
+            m.d.sync += self.fault_count.eq(self.fault_count + 1)
         with m.FSM(name="job") as fsm:
             with m.State("IDLE"):  # no job
                 with m.If(self.start_job & ~self.soft_reset):
@@ -149,7 +152,7 @@ class JobControl(wiring.Component):
                 m.d.sync += stop.eq(
                     self.abort | failing | expired | self.finished | self.soft_reset)
                 with m.If(self.abort | failing | expired):
-                    m.d.sync += self.fault_count.eq(self.fault_count + 1)
+                    m.d.sync += failed.eq(1)
                     m.d.sync += timed_out.eq(~self.abort & ~failing)
                     m.next = "STOP"
                 with m.Elif(self.finished):

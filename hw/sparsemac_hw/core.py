@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The core: one AXI4 master, one AXI4-Lite slave, one interrupt."""
 
+from collections.abc import Callable
 from typing import Any
 
-from amaranth.hdl import Cat, Module, ResetInserter, ResetSignal, Signal, Value
+from amaranth.hdl import Cat, Module, ResetSignal, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
@@ -68,16 +69,16 @@ class Core(wiring.Component):
         m.submodules.control = self._control = control = JobControl(config)
         self._connect_registers(m)
 
-        clear = ResetInserter(control.clear)
-        m.submodules.dispatcher = self._dispatcher = clear(Dispatcher(config))
-        m.submodules.loader = self._loader = clear(Loader(config))
-        m.submodules.executor = self._executor = clear(Executor(config))
-        m.submodules.weights = self._weights = clear(WeightFetch(config))
-        self._engines = []
-        for e in range(config.engines):
-            engine, m.submodules[f"engine_{e}"] = instance_of(
-                "sparsemac_engine", lambda: Engine(config), control.clear, platform)
-            self._engines.append(engine)
+        def part(kind: Callable[[CoreConfig], wiring.Component], name: str) -> Any:
+            members, m.submodules[name] = instance_of(
+                f"sparsemac_{kind.__name__.lower()}", lambda: kind(config), control.clear, platform)
+            return members
+
+        self._dispatcher = part(Dispatcher, "dispatcher")
+        self._loader = part(Loader, "loader")
+        self._executor = part(Executor, "executor")
+        self._weights = part(WeightFetch, "weights")
+        self._engines = [part(Engine, f"engine_{e}") for e in range(config.engines)]
 
         self._connect_read_side(m)
         self._connect_write_side(m)

@@ -49,7 +49,8 @@ class CounterBank(wiring.Component):
 
     Members
     -------
-    clear : In(1)                    Strobe: all counters to 0; what happens meanwhile is lost.
+    clear : In(1)                    Strobe: all counters to 0; what happens meanwhile is lost. High
+                                     in reset, too: no counter has another reset.
     busy : In(1)                     A job is running; nothing counts otherwise.
     <counter>_now : In               What happens in this cycle: a bit per engine, or an amount.
     r_stb, r_idx : In                Strobe: read the counter at this place in
@@ -123,8 +124,8 @@ class CounterBank(wiring.Component):
         amount = Signal(max(len(a) for a in amounts))
         decoded = Signal(CODE_BITS)
         m.d.comb += [code.eq(reduce(or_, codes)), amount.eq(reduce(or_, amounts))]
-        collected = Signal(max(len(amount), CODE_BITS))
-        moved = Signal.like(collected)
+        collected = Signal(max(len(amount), CODE_BITS), reset_less=True)
+        moved = Signal.like(collected, reset_less=True)
         state = 0
         with m.Switch(code):
             for count in range((1 << CODE_BITS) - 1):
@@ -142,7 +143,7 @@ class CounterBank(wiring.Component):
 
         The flip-flops' own reset does that, so that a multiplexer is no more than an OR.
         """
-        given = Signal.like(pending, name=f"{name}_given")
+        given = Signal.like(pending, name=f"{name}_given", reset_less=True)
         m.d.sync += given.eq(pending)
         with m.If(self.clear | ~picked):
             m.d.sync += given.eq(0)
@@ -150,8 +151,8 @@ class CounterBank(wiring.Component):
 
     def _collect_one(self, m: Module, name: str, now: Value, picked: Value) -> Signal:
         """Counts single events until the counter's turn comes."""
-        step = Signal(name=f"{name}_step")
-        code = Signal(CODE_BITS, name=f"{name}_code")
+        step = Signal(name=f"{name}_step", reset_less=True)
+        code = Signal(CODE_BITS, name=f"{name}_code", reset_less=True)
         m.d.sync += step.eq(0)
         with m.If(self.busy & ~self.clear):
             m.d.sync += step.eq(now)
@@ -172,9 +173,10 @@ class CounterBank(wiring.Component):
             most, amount = self._config.bus_bytes, now
         else:
             most, amount = len(now), reduce(add, list(now))
-        step = Signal(range(most + 1), name=f"{name}_step")
+        step = Signal(range(most + 1), name=f"{name}_step", reset_less=True)
         # A read takes one turn of eight, and may make the counter's own be left out once.
-        pending = Signal(range(2 * SLOTS * most + 1), name=f"{name}_pending")
+        pending = Signal(
+            range(2 * SLOTS * most + 1), name=f"{name}_pending", reset_less=True)
         m.d.sync += step.eq(0)
         with m.If(self.busy & ~self.clear):
             m.d.sync += step.eq(amount)
@@ -188,8 +190,8 @@ class CounterBank(wiring.Component):
     def _accumulate(self, m: Module, pick: Signal, moved: Signal) -> None:
         """Adds to the memory. It cannot be cleared at once: ``fresh`` words count as 0."""
         m.submodules.memory = memory = BlockMemory(COUNTER_BITS, SLOTS)
-        fresh = Signal(SLOTS, init=(1 << SLOTS) - 1)
-        before, total = Signal(COUNTER_BITS), Signal(COUNTER_BITS)
+        fresh = Signal(SLOTS, init=(1 << SLOTS) - 1, reset_less=True)
+        before, total = Signal(COUNTER_BITS, reset_less=True), Signal(COUNTER_BITS)
         slots = [Signal(SLOT_BITS, name=f"slot_{k}") for k in range(1, 4)]
         m.d.comb += [
             memory.r_addr.eq(pick),

@@ -18,7 +18,7 @@ from sparsemac.config import CoreConfig
 from sparsemac.regdocs import registers_header, registers_json, registers_markdown
 from sparsemac.registers import VERSION
 
-from .shared import SharedModules
+from .shared import SharedModules, ports_of
 
 __all__ = ["CORE_NAME", "EMITTED_FILES", "describe", "emit", "emit_component", "emit_verilog"]
 
@@ -87,7 +87,8 @@ def emit_verilog(component: wiring.Component, name: str, family: str = "portable
     shared = SharedModules(family)
 
     def convert(component: wiring.Component, name: str) -> str:
-        return verilog.convert(component, name=name, platform=shared, emit_src=False,
+        ports = [signal for _, _, signal in ports_of(component.signature, component)]
+        return verilog.convert(component, name=name, platform=shared, ports=ports, emit_src=False,
                                strip_internal_attrs=True)
 
     texts = [convert(component, name)]

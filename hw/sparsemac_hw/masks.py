@@ -59,10 +59,10 @@ class MaskReader(wiring.Component):
         """Returns the gateware."""
         m = Module()
         # What is left of the mask, and a one behind its last bit; whether any is beyond bit 1.
-        left = Signal(MASK_BITS + 1, init=1)
-        more = Signal()
-        passed, passes = Signal(2), Signal(2)
-        closes = Signal()  # the entry behind these zeros is asked for
+        left = Signal(MASK_BITS + 1, init=1, reset_less=True)
+        more = Signal(reset_less=True)
+        passed, passes = Signal(2, reset_less=True), Signal(2)
+        closes = Signal(reset_less=True)  # the entry behind these zeros is asked for
         m.d.comb += [
             self.spent.eq(~more & ~left[:2].all()),
             self.found.eq(left[:2].any() & ~self.spent),
@@ -86,15 +86,14 @@ class MaskReader(wiring.Component):
         # Columns of a zero, and those of the zeros passed so far.
         column = Signal(DELTA_BITS_MAX + 1, reset_less=True)
         m.d.sync += column.eq(Cat(self.delta_bits == k for k in range(len(column))))
-        columns, total = Signal.like(self.quotient), Signal.like(self.quotient)
+        columns, total = Signal.like(self.quotient, reset_less=True), Signal.like(self.quotient)
         step = Mux(passed[1], column << 1, Mux(passed[0], column, 0))
         m.d.comb += total.eq(columns + Mux(columns[-1], 0, step))
         m.d.sync += [
-            passed.eq(passes), closes.eq(self.wanted & self.found & self.may_ask),
+            passed.eq(passes),
+            closes.eq(self.start | (self.wanted & self.found & self.may_ask)),
             self.quotient.eq(total), columns.eq(Mux(closes, 0, total)),
         ]
         with m.If(self.start):
-            m.d.sync += [
-                left.eq(1), more.eq(0), columns.eq(0), passed.eq(0), closes.eq(0),
-            ]
+            m.d.sync += [left.eq(1), more.eq(0), passed.eq(0)]
         return m

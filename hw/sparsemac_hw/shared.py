@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts that a design has many of: emitted as one Verilog module with many instances.
+"""Parts that are emitted as Verilog modules of their own, with one reset.
 
 Amaranth writes a module for each instance. For dozens of engines that is most of the text, and
-most of the time that a simulator takes to compile it; so emission passes a `SharedModules` as the
-platform. Everywhere else (Amaranth's simulator, formal checks, builds for a board) parts are plain
-submodules.
+most of the time that a simulator takes to compile it. And it resets the registers of a part with
+the clock domain *or* with what clears the part: a LUT and a long wire more in front of most of
+them. So emission passes a `SharedModules` as the platform: parts that are alike are instances of
+one module, and its reset is what clears it. Everywhere else (Amaranth's simulator, formal checks,
+builds for a board) parts are plain submodules.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from amaranth.hdl import ClockSignal, Instance, ResetInserter, ResetSignal, Signal
+from amaranth.hdl import ClockSignal, Const, Instance, ResetInserter, Signal, Value
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-__all__ = ["FAMILIES", "SharedModules", "instance_of"]
+__all__ = ["FAMILIES", "SharedModules", "instance_of", "ports_of"]
 
 #: What a design can be elaborated for: anything, or an FPGA whose own blocks parts are made of.
 FAMILIES = ("portable", "ecp5")
@@ -44,12 +46,13 @@ class SharedModules:
 def instance_of(
     name: str, make: Callable[[], wiring.Component], clear: Signal, platform: object
 ) -> tuple[Any, Any]:
-    """Makes a part that is reset with its clock domain and with ``clear``.
+    """Makes a part that is reset with ``clear``.
 
     Parameters
     ----------
     name : str       Of the module; all parts of a name must be alike.
     make : function  Returns a new component.
+    clear : Signal   From a flip-flop that the clock domain's reset sets.
 
     Returns
     -------
@@ -63,7 +66,14 @@ def instance_of(
     signature = platform.components[name].signature
     members = signature.create()
     ports = {
-        f"{'i' if member.flow is In else 'o'}_{'__'.join(map(str, path))}": value
-        for path, member, value in signature.flatten(members)
+        f"{'i' if flow is In else 'o'}_{port}": value
+        for port, flow, value in ports_of(signature, members)
     }
-    return members, Instance(name, i_clk=ClockSignal(), i_rst=ResetSignal() | clear, **ports)
+    return members, Instance(name, i_clk=ClockSignal(), i_rst=clear, **ports)
+
+
+def ports_of(signature: wiring.Signature, members: Any) -> Iterator[tuple[str, wiring.Flow, Value]]:
+    """Yields name, direction and signal of each port; a constant (a stream's ready) needs none."""
+    for path, member, value in signature.flatten(members):
+        if not isinstance(value, Const):
+            yield "__".join(map(str, path)), member.flow, Value.cast(value)

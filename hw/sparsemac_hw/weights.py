@@ -89,10 +89,9 @@ class WeightFetch(wiring.Component):
         for e, count in enumerate(ahead):
             taken = self.o[e].valid & self.o[e].ready
             m.d.sync += count.eq(count + taken - round_done)
-        given = Signal(range(config.engines + 1))
+        given = Signal(range(config.engines + 1))  # a cycle late
         asked = Signal(9)
-        with m.If(round_done):
-            m.d.comb += given.eq(config.engines)
+        m.d.sync += given.eq(Mux(round_done, config.engines, 0))
         with m.If(granted):
             m.d.comb += asked.eq(burst.beats)
         m.d.sync += space.eq(space + given - asked)

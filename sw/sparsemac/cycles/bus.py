@@ -170,7 +170,7 @@ class WeightFetch:
                     while len(self._rounds) < need:
                         self._short = True
                         yield None
-                    time = max(time, self._rounds[need - 1] + 3)
+                    time = max(time, self._rounds[need - 1] + 4)
                 self._bus.request(WEIGHTS, time, burst, self._process, self._deliver)
                 yield None
                 self._granted = self._clock.now
