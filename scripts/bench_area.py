@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures area and clock of cores on an ECP5-85F (speed grade 6), out of context.
 
-    python scripts/bench_area.py [ENGINESxLANES ...] [--set NAME=VALUE ...] [--family FAMILY]
-                                 [--seeds N] [--readme]
+    python scripts/bench_area.py [ENGINESxLANES ...] [--set NAME=VALUE ...]
+                                 [--family FAMILY ...] [--seeds N] [--readme]
     python scripts/bench_area.py --fit [--readme]
 
 A cell counts in LUT4-equivalents: 1 for a LUT4, 2 for a CCU2C (two bits of a carry chain), 4 for
 a TRELLIS_DPR16X4 (16 words of 4 bits). The total is that of the flat core. ``--modules`` keeps the
 hierarchy, which costs some LUTs more, and tells where the area goes. With ``--seeds`` the flat core
 is placed and routed so many times; the clock is the median of those. ``--family ecp5`` makes
-parts of the core of the FPGA's own blocks, as a board's build does. ``--readme`` writes the table
-into README.md.
+parts of the core of the FPGA's own blocks, as a board's build does. ``--readme`` puts the figures
+into README.md's table, in place of those of the same core and blocks.
 
 ``--fit`` renews the area model, `sparsemac_boards.area`: it synthesizes and packs the cores of
 `PLAN` whose Verilog has changed since they were measured, fits the coefficients by least squares of
@@ -56,6 +56,7 @@ SHAPES = ("1x32", "2x32", "2x64")
 SETTINGS = {"act_depth": 2048}
 
 ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
 MEASUREMENTS = ROOT / "boards" / "sparsemac_boards" / area.MEASUREMENTS
 
 
@@ -162,20 +163,21 @@ def measure_clock(tools: dict[str, str], directory: Path, seed: int) -> tuple[fl
     return clock, f"{steps[0]['from']['cell']} to {steps[-1]['to']['cell']}"
 
 
-def measure(shape: str, options: argparse.Namespace, tools: dict[str, str]) -> dict[str, Any]:
-    """Returns all figures of one shape."""
+def measure(shape: str, family: str, options: argparse.Namespace, tools: dict[str, str]
+            ) -> dict[str, Any]:
+    """Returns all figures of one shape, made of a family's blocks."""
     config = parse_config(shape, options.set)
-    result: dict[str, Any] = {"shape": shape, "family": options.family,
+    result: dict[str, Any] = {"shape": shape, "family": family,
                               "config": config.as_dict(), "macs": config.macs}
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(options.directory or name) / shape
+        directory = Path(options.directory or name) / f"{shape}-{family}"
         directory.mkdir(parents=True, exist_ok=True)
-        verilog = emit_verilog(Core(config), CORE_NAME, options.family)
+        verilog = emit_verilog(Core(config), CORE_NAME, family)
         (directory / "core.v").write_text(verilog, encoding="utf-8")
         if options.modules:
             start = time.monotonic()
             modules = count_modules(synthesize(tools, directory, keep_hierarchy=True))
-            log.info("%s by module: %.0f s", shape, time.monotonic() - start)
+            log.info("%s %s by module: %.0f s", shape, family, time.monotonic() - start)
             result["modules"] = {
                 kind: {"equivalents": equivalents(cells), **cells}
                 for kind, cells in sorted(modules.items(), key=lambda m: -equivalents(m[1]))
@@ -183,13 +185,13 @@ def measure(shape: str, options: argparse.Namespace, tools: dict[str, str]) -> d
         if not options.modules or options.seeds:
             start = time.monotonic()
             (top,) = count_modules(synthesize(tools, directory, keep_hierarchy=False)).values()
-            log.info("%s flat: %.0f s", shape, time.monotonic() - start)
+            log.info("%s %s flat: %.0f s", shape, family, time.monotonic() - start)
             result |= {"cells": dict(top), "equivalents": equivalents(top)}
             result["equivalents_per_mac"] = round(equivalents(top) / config.macs, 1)
         result["clocks_mhz"], result["paths"] = [], []
         for seed in range(1, options.seeds + 1):
             clock, path = measure_clock(tools, directory, seed)
-            log.info("%s seed %d: %.1f MHz, %s", shape, seed, clock, path)
+            log.info("%s %s seed %d: %.1f MHz, %s", shape, family, seed, clock, path)
             result["clocks_mhz"].append(round(clock, 1))
             result["paths"].append(path)
     if result["clocks_mhz"]:
@@ -203,23 +205,60 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
+HEADER = ["core", "blocks", "MACs", "LUT4-eq", "per MAC", *CELLS, "MHz"]
+
+
+def row(result: dict[str, Any]) -> list[Any]:
+    """Returns a core's figures as a line of the table, its clock with the range of all seeds."""
+    clock = ""
+    if clocks := result["clocks_mhz"]:
+        clock = f"{result['clock_mhz']:.1f} ({min(clocks):.1f} to {max(clocks):.1f})"
+    return [result["shape"], result["family"], result["macs"], result["equivalents"],
+            result["equivalents_per_mac"], *(result["cells"].get(cell, 0) for cell in CELLS), clock]
+
+
 def markdown(results: list[dict[str, Any]]) -> str:
     """Returns the figures as tables: all cores, then the modules of each."""
     parts = []
     if flat := [r for r in results if "cells" in r]:
-        parts.append(table(
-            ["core", "MACs", "LUT4-eq", "per MAC", *CELLS, "MHz"],
-            [[r["shape"], r["macs"], r["equivalents"], r["equivalents_per_mac"],
-              *(r["cells"].get(cell, 0) for cell in CELLS), r.get("clock_mhz", "")] for r in flat],
-        ))
+        parts.append(table(HEADER, [row(r) for r in flat]))
     for r in results:
         if "modules" in r:
             parts.append(table(
-                [r["shape"], "instances", "LUT4-eq", *CELLS],
+                [f"{r['shape']} {r['family']}", "instances", "LUT4-eq", *CELLS],
                 [[kind, cells["instances"], cells["equivalents"],
                   *(cells.get(cell, 0) for cell in CELLS)] for kind, cells in r["modules"].items()],
             ))
     return "\n\n".join(parts)
+
+
+def update_readme(result: dict[str, Any]) -> None:
+    """Puts a core's figures into the README's table; those of other cores stay."""
+    _, before, _ = split_readme("bench_area.py")
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in before.splitlines()]
+    rows = {tuple(cells[:2]): cells for cells in lines[2:] if len(cells) == len(HEADER)}
+    rows[result["shape"], result["family"]] = row(result)
+
+    def place(key: tuple[str, ...]) -> tuple[list[int], int]:
+        return [int(n) for n in key[0].split("x")], FAMILIES.index(key[1])
+
+    write_readme(table(HEADER, [rows[key] for key in sorted(rows, key=place)]), "bench_area.py")
+
+
+def split_readme(name: str) -> tuple[str, str, str]:
+    """Returns README.md up to a table's first mark, what is between its marks, and the rest."""
+    first, last = f"<!-- {name} -->\n", f"\n<!-- end of {name} -->"
+    head, found, rest = README.read_text(encoding="utf-8").partition(first)
+    text, end, tail = rest.partition(last)
+    if not found or not end:
+        raise ValueError(f"{README} must have the lines {first.strip()!r} and {last.strip()!r}")
+    return head + first, text, last + tail
+
+
+def write_readme(text: str, name: str) -> None:
+    """Puts a table between its marks in README.md."""
+    head, _, tail = split_readme(name)
+    README.write_text(head + text + tail, encoding="utf-8")
 
 
 # -- the area model -----------------------------------------------------------------------------
@@ -351,25 +390,14 @@ def compare() -> tuple[str, bool]:
                   "predicted", "MULT18X18D", "DP16KD"], rows), equal
 
 
-def write_readme(text: str, name: str) -> None:
-    """Puts a table between its marks in README.md."""
-    first, last = f"<!-- {name} -->", f"<!-- end of {name} -->"
-    path = ROOT / "README.md"
-    before, found, rest = path.read_text(encoding="utf-8").partition(first)
-    _, end, after = rest.partition(last)
-    if not found or not end:
-        raise ValueError(f"README.md must have the lines {first!r} and {last!r}")
-    path.write_text(f"{before}{first}\n{text}\n{last}{after}", encoding="utf-8")
-
-
 def main() -> int:
     """Command line; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shapes", nargs="*", default=SHAPES, metavar="ENGINESxLANES")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE",
                         help="another parameter of the configuration")
-    parser.add_argument("--family", choices=FAMILIES, default=FAMILIES[0],
-                        help="whose blocks parts are made of")
+    parser.add_argument("--family", choices=FAMILIES, nargs="+", default=FAMILIES[:1],
+                        help="whose blocks parts are made of, one core after the other")
     parser.add_argument("--modules", action="store_true", help="tell where the area goes")
     parser.add_argument("--seeds", type=int, default=0, metavar="N",
                         help="place and route so many times")
@@ -389,9 +417,10 @@ def main() -> int:
         return 0 if equal else 1
     results = []
     for shape in options.shapes:
-        results.append(measure(shape, options, tools))
-        if options.readme:  # after each: an interrupted run loses nothing
-            write_readme(markdown(results), "bench_area.py")
+        for family in options.family:
+            results.append(measure(shape, family, options, tools))
+            if options.readme and "cells" in results[-1]:
+                update_readme(results[-1])  # after each: an interrupted run loses nothing
     print(json.dumps(results, indent=2) if options.json else markdown(results))
     return 0
 

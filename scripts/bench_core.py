@@ -328,14 +328,16 @@ def packing(bench: Bench) -> Iterator[Figure]:
 
 
 def speed(bench: Bench) -> Iterator[Figure]:
-    """Simulated cycles per second at 64 multiply-accumulates."""
-    core = bench.core(SQUARE_CORE)
+    """Simulated cycles per second at 64 multiply-accumulates: the more engines, the fewer."""
     layer = layer_of(bench.matrix(512, 512, 0.2), "speed")
-    before = getattr(core.device, "simulation_seconds", 0.0)
-    _, detail = bench.run(core, layer, 64)
-    seconds = detail["simulation_seconds"] - before
-    yield Figure(section="speed", case="8 engines x 8 lanes", bar=SPEED_BAR, detail=detail,
-                 value=detail["cycles"] / seconds if seconds else 0.0)
+    for engines in (8, 4, 2):
+        core = bench.core(SQUARE_CORE.replace(engines=engines, lanes=64 // engines))
+        before = getattr(core.device, "simulation_seconds", 0.0)
+        _, detail = bench.run(core, layer, 64)
+        seconds = detail["simulation_seconds"] - before
+        yield Figure(section="speed", case=f"{engines} engines x {64 // engines} lanes",
+                     bar=SPEED_BAR, detail=detail,
+                     value=detail["cycles"] / seconds if seconds else 0.0)
 
 
 def rate(bench: Bench) -> Iterator[Figure]:

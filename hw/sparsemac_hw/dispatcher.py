@@ -203,7 +203,9 @@ class Dispatcher(wiring.Component):
                 arrived_some.eq(Cat(arrived_some[len(some) :], some)),
                 checksum.eq(checksum ^ folded),
             ]
-        with m.If(take):
+        restarts = Signal()  # a cycle late: no beat comes before the next command is asked for
+        m.d.sync += restarts.eq(take)
+        with m.If(restarts):
             m.d.sync += checksum.eq(CHECKSUM)
 
     def _hand_on(self, m: Module, words: data.View, some: data.View, spare: Signal,

@@ -126,29 +126,30 @@ class RowIssuer(wiring.Component):
         with m.If(self.i_valid):
             m.d.sync += [write_ptr.eq(write_ptr + 1), last_ptr.eq(write_ptr)]
 
-        stored = Signal()  # there is an entry to be issued; known a cycle late
+        available = Signal()  # a row is active, and its next entry is here
         following_read = Signal(bits)
-        available = Signal()
         may_end, gap_open, all_returned = self._permissions(m, ends_pass)
         m.d.comb += [
             following_read.eq(read_ptr + 1),
-            available.eq(active & stored),
-            issue.eq(active & stored & (~is_last | may_end)),
+            issue.eq(available & (~is_last | may_end)),
             self.issued.eq(issue),
             self.wait_short.eq(available & is_last & ~gap_open),
             self.wait_store.eq(available & is_last & gap_open & ~may_end),
-            ends_pass.eq(active & stored & is_last & may_end),
+            ends_pass.eq(available & is_last & may_end),
             ends_row.eq(ends_pass & final_pass),
         ]
-        m.d.sync += stored.eq(Mux(issue, read_ptr != last_ptr, read_ptr != write_ptr))
         with m.If(issue):
             m.d.sync += read_ptr.eq(following_read)
         with m.If(ends_pass & ~final_pass):
-            m.d.sync += [read_ptr.eq(row_ptr), stored.eq(1)]
+            m.d.sync += read_ptr.eq(row_ptr)
         with m.If(ends_row):
             m.d.sync += row_ptr.eq(following_read)
 
-        self._count_entries(m, issue, ends_pass, final_pass, active, left, is_last)
+        waiting = self._count_entries(m, issue, ends_pass, final_pass, active, left, is_last)
+        # An entry that arrives is known a cycle late. Those of a pass are here for the next one.
+        stored = Mux(issue, read_ptr != last_ptr, read_ptr != write_ptr)
+        m.d.sync += available.eq(
+            Mux(~active | ends_row, waiting, 1) & (stored | (ends_pass & ~final_pass)))
         pass_addr = self._positions(m, ends_pass, final_pass)
         m.d.comb += [self.o_pass_valid.eq(ends_pass), self.o_pass.last.eq(final_pass)]
         is_end = is_last | self._ends_chunk(m, issue, is_last, left)
@@ -157,8 +158,11 @@ class RowIssuer(wiring.Component):
         return m
 
     def _count_entries(self, m: Module, issue: Value, ends_pass: Value, final_pass: Value,
-                       active: Signal, left: Signal, is_last: Signal) -> None:
-        """Entries of the pass that are left. The next row's number waits beside this one's."""
+                       active: Signal, left: Signal, is_last: Signal) -> Signal:
+        """Entries of the pass that are left. The next row's number waits beside this one's.
+
+        Returns whether one waits.
+        """
         row = data.StructLayout({"length": 15, "single": 1})
         this, following = Signal(row, reset_less=True), Signal(row, reset_less=True)
         waiting = Signal()
@@ -182,6 +186,7 @@ class RowIssuer(wiring.Component):
             m.d.sync += [left.eq(chosen.length), is_last.eq(chosen.single)]
         with m.Elif(issue):
             m.d.sync += [left.eq(left - 1), is_last.eq(left == 2)]
+        return waiting
 
     def _ends_chunk(self, m: Module, issue: Value, is_last: Value, left: Signal) -> Value:
         """Whether the entry ends a chunk: it is long enough, and so is the rest of the row."""
