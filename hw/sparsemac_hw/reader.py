@@ -321,13 +321,13 @@ class Reader(wiring.Component):
         lost = Signal()  # behind ``clear``: what is outstanding becomes stale
         m.d.sync += lost.eq(self.clear)
         m.d.comb += self.outstanding.eq(count)
-        # Below the sum a bit that makes a carry: beats, less one, plus one or nothing.
+        # Below the sum a bit that makes a carry: beats, less one, plus one or nothing. Of an epoch
+        # that begins no beat has come yet.
+        before = Mux(lost, 0, count)
         m.d.sync += [
-            count.eq((Cat(1, count) + Cat(~expected, self._issued_less_one(bits)))[1:]),
+            count.eq((Cat(1, before) + Cat(~expected, self._issued_less_one(bits)))[1:]),
             owed.eq(self.issued | (owed & ~(expected & (count == 1)))),
         ]
-        with m.If(lost):
-            m.d.sync += count.eq(Mux(self.issued, self.issued_beats, 0))
         with m.If(self.clear):
             m.d.sync += owed.eq(0)
 

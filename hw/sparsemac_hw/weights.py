@@ -3,7 +3,7 @@
 
 from typing import Any
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
@@ -89,12 +89,15 @@ class WeightFetch(wiring.Component):
         for e, count in enumerate(ahead):
             taken = self.o[e].valid & self.o[e].ready
             m.d.sync += count.eq(count + taken - round_done)
-        given = Signal(range(config.engines + 1))  # a cycle late
-        asked = Signal(9)
-        m.d.sync += given.eq(Mux(round_done, config.engines, 0))
-        with m.If(granted):
-            m.d.comb += asked.eq(burst.beats)
-        m.d.sync += space.eq(space + given - asked)
+        # One adder, below its sum a bit that makes a carry: what is given waits while a burst is
+        # granted, of which none follows another at once.
+        given = Signal(range(2 * config.engines + 1))
+        step = Signal.like(space)
+        m.d.comb += step.eq(Mux(granted, ~Cat(burst.beats, Const(0, len(space))), given))
+        m.d.sync += [
+            space.eq((Cat(granted, space) + Cat(granted, step))[1:]),
+            given.eq(Mux(granted, given, 0) + Mux(round_done, config.engines, 0)),
+        ]
 
     def _deal(self, m: Module) -> None:
         """Writes each beat into its engine's FIFO."""
