@@ -80,7 +80,7 @@ SMALLEST = ("act_depth=64", "psum_depth=0", "entry_depth=16", "windows=1", "coun
 #: Few, and the smallest first; each parameter at several values, not always with the same others.
 PLAN = (
     Planned("1x1", SMALLEST),
-    Planned("1x8", (*SMALLEST, "windows=8", "act_depth=2048")),
+    Planned("1x8", (*SMALLEST, "windows=8", "act_depth=1024")),
     Planned("1x16", (*SMALLEST, "act_depth=2048", "acc_width=24")),
     Planned("1x1", (*SMALLEST, "bus_width=256")),
     Planned("1x1", SMALLEST, soc_memory_bytes=1 << 16),

@@ -56,8 +56,8 @@ class BlockMemory(wiring.Component):
         super().__init__({
             "r_addr": In(range(self._depth)),
             "r_data": Out(self._width),
-            "r_en": In(1, init=1),
-            "r_moves": In(1, init=1),
+            "r_en": In(1, init=1),  # pyright: ignore[reportCallIssue]
+            "r_moves": In(1, init=1),  # pyright: ignore[reportCallIssue]
             "w_en": In(1),
             "w_addr": In(range(self._depth)),
             "w_data": In(self._width),

@@ -72,7 +72,7 @@ def instance_of(
     return members, Instance(name, i_clk=ClockSignal(), i_rst=clear, **ports)
 
 
-def ports_of(signature: wiring.Signature, members: Any) -> Iterator[tuple[str, wiring.Flow, Value]]:
+def ports_of(signature: Any, members: Any) -> Iterator[tuple[str, wiring.Flow, Value]]:
     """Yields name, direction and signal of each port; a constant (a stream's ready) needs none."""
     for path, member, value in signature.flatten(members):
         if not isinstance(value, Const):
