@@ -80,7 +80,7 @@ SMALLEST = ("act_depth=64", "psum_depth=0", "entry_depth=16", "windows=1", "coun
 #: Few, and the smallest first; each parameter at several values, not always with the same others.
 PLAN = (
     Planned("1x1", SMALLEST),
-    Planned("1x8", (*SMALLEST, "windows=8", "act_depth=1024")),
+    Planned("1x8", (*SMALLEST, "windows=8", "act_depth=2048")),
     Planned("1x16", (*SMALLEST, "act_depth=2048", "acc_width=24")),
     Planned("1x1", (*SMALLEST, "bus_width=256")),
     Planned("1x1", SMALLEST, soc_memory_bytes=1 << 16),
@@ -110,12 +110,19 @@ def synthesize(tools: dict[str, str], directory: Path, keep_hierarchy: bool) -> 
     """Runs yosys on ``core.v``; returns its statistics of all modules."""
     # Relative names only: the tools from PyPI see no other folder.
     option = "-noflatten" if keep_hierarchy else ""
-    script = (
-        f"read_verilog core.v; {synth_to_luts(CORE_NAME, option)}; "
-        f"synth_ecp5 -top {CORE_NAME} {SYNTH_REST}; "
-        f"tee -q -o stat.json stat -json; write_json core.json"
-    )
-    run([tools["YOSYS"], "-q", "-l", "yosys.log", "-p", script], directory)
+    for tidy in (False, True):
+        script = (
+            f"read_verilog core.v; {synth_to_luts(CORE_NAME, option, tidy)}; "
+            f"synth_ecp5 -top {CORE_NAME} {SYNTH_REST}; "
+            f"tee -q -o stat.json stat -json; write_json core.json"
+        )
+        try:
+            run([tools["YOSYS"], "-q", "-l", "yosys.log", "-p", script], directory)
+            break
+        except RuntimeError:
+            if tidy:
+                raise
+            log.info("synthesis failed; once more without names that nothing needs")
     return json.loads((directory / "stat.json").read_text(encoding="utf-8"))["modules"]
 
 

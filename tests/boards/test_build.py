@@ -17,6 +17,7 @@ from sparsemac_boards.registry import BOARDS  # noqa: E402
 BOARD = BOARDS["ulx3s-85f"]
 SMALLEST = CoreConfig(engines=1, lanes=1, act_depth=64, psum_depth=0, entry_depth=16, windows=1,
                       burst_beats=4, counters=False)
+make_plan = module._plan
 VARIABLES = ("YOSYS", "NEXTPNR_ECP5", "ECPPACK")
 #: As nextpnr-ecp5 logs it.
 TABLE = """\
@@ -45,7 +46,7 @@ def plan():
 @pytest.fixture
 def tools(tmp_path, monkeypatch, plan):
     """Sets what a tool does, as a shell script; the others succeed and leave nothing."""
-    monkeypatch.setattr(module, "_plan", lambda board: plan)
+    monkeypatch.setattr(module, "_plan", lambda board, tidy: plan)
 
     def put(**scripts):
         for variable in VARIABLES:
@@ -73,6 +74,20 @@ def test_report_tells_cells_and_clock(tools, tmp_path):
     assert (report.clock_asked_mhz, report.clock_reached_mhz) == (BOARD.clock_hz / 1e6, 48.13)
     assert report.fits and report.meets_clock
     assert report.bitstream == tmp_path / "out" / "top.bit"
+
+
+def test_synthesis_that_fails_is_tried_again_without_useless_names(tools, tmp_path, monkeypatch):
+    asked = []
+
+    def plan(board, tidy):
+        asked.append(tidy)
+        return make_plan(replace(board, config=SMALLEST), tidy)
+
+    monkeypatch.setattr(module, "_plan", plan)
+    succeeds = "grep -q -- -purge top.ys || exit 1; echo {} >top.json"
+    tools(YOSYS=succeeds, NEXTPNR_ECP5=prints(report_json(48.128)), ECPPACK=PACKS)
+    assert build("ulx3s-85f", tmp_path).bitstream
+    assert asked == [False, True]
 
 
 def test_missed_clock_is_told_from_a_design_that_does_not_fit(tools, tmp_path):
