@@ -154,8 +154,9 @@ def engine_memories(config: CoreConfig) -> Iterator[MemoryShape]:
     yield MemoryShape(pass_layout.size, config.out_words, "slice")
     yield _queue(out_beat_layout(config).size, config.out_words * raw_beats)
     yield MemoryShape(entry_layout.size, config.entry_depth, "block")
-    yield MemoryShape(8 * config.line_words, config.act_depth // config.line_words, "any",
-                      config.lanes)
+    words = config.line_words  # lines of several words are read without a register behind them
+    yield MemoryShape(
+        8 * words, config.act_depth // words, "block" if words == 1 else "any", config.lanes)
     if partial_width(config) != config.acc_width:
         yield MemoryShape(config.acc_width, max(2, group), "block", buses)
     if buses > 1:
