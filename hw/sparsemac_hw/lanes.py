@@ -125,24 +125,28 @@ class MacLanes(wiring.Component):
             addr, weight = self._after(m, f"addr_{v + 1}", addr), following
         group = self._config.shortest_row_cycles
         for b in range(self._config.sum_buses):
-            first = b * group
-            mine = shadows[first : first + group]
-            stays = bits["stays"][first + SUM_STAGES :][:group]
-            parts = -(-group // MERGED)
-            merged = []
-            all_stay = Signal(
-                parts, name=f"all_stay_{b}", init=(1 << parts) - 1, reset_less=True)
-            for k in range(0, group, MERGED):
-                merged.append(self._after(m, f"merged_{b}_{k}", reduce(or_, mine[k : k + MERGED])))
-                m.d.sync += all_stay[k // MERGED].eq(stays[k : k + MERGED].all())
-            m.d.comb += self.o_acc[b].eq(reduce(or_, merged))
-            m.d.sync += self.o_valid[b].eq(~all_stay.all())
-            with m.If(forgets):
-                m.d.sync += [all_stay.eq(-1), self.o_valid[b].eq(0)]
-            # The sums of a chunk follow one another: what the first lane knows holds for all.
-            with m.If(~bits["stays"][first + SUM_STAGES + 1]):
-                m.d.sync += self.o_last[b].eq(bits["last"][first + SUM_STAGES + 1])
+            self._merge(m, b, shadows[b * group :][:group], bits, forgets)
         return m
+
+    def _merge(self, m: Module, b: int, shadows: list[Signal], bits: dict[str, Value],
+               forgets: Value) -> None:
+        """Puts the sums of a group of lanes onto its bus, in two levels of ORs."""
+        group = len(shadows)
+        first = b * group
+        stays = bits["stays"][first + SUM_STAGES :][:group]
+        parts = -(-group // MERGED)
+        merged = []
+        all_stay = Signal(parts, name=f"all_stay_{b}", init=(1 << parts) - 1, reset_less=True)
+        for k in range(0, group, MERGED):
+            merged.append(self._after(m, f"merged_{b}_{k}", reduce(or_, shadows[k : k + MERGED])))
+            m.d.sync += all_stay[k // MERGED].eq(stays[k : k + MERGED].all())
+        m.d.comb += self.o_acc[b].eq(reduce(or_, merged))
+        m.d.sync += self.o_valid[b].eq(~all_stay.all())
+        with m.If(forgets):
+            m.d.sync += [all_stay.eq(-1), self.o_valid[b].eq(0)]
+        # The sums of a chunk follow one another: what the first lane knows holds for all.
+        with m.If(~bits["stays"][first + SUM_STAGES + 1]):
+            m.d.sync += self.o_last[b].eq(bits["last"][first + SUM_STAGES + 1])
 
     def _lane(self, m: Module, v: int, addr: Value, weight_read: Value, bits: dict[str, Value],
               platform: object) -> Signal:

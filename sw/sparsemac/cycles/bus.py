@@ -17,6 +17,9 @@ COMMANDS, LOADS, WEIGHTS = range(3)
 #: the bus to whoever asked for it.
 ADDRESS_CYCLES, REQUEST_CYCLES, CHECK_CYCLES = 4, 2, 2
 
+#: Cycles from a round of beats that all engines have taken to the request that waits for its room.
+ROOM_CYCLES = 4
+
 #: Read bursts that may be under way.
 READS_UNDER_WAY = 16
 
@@ -170,7 +173,7 @@ class WeightFetch:
                     while len(self._rounds) < need:
                         self._short = True
                         yield None
-                    time = max(time, self._rounds[need - 1] + 4)
+                    time = max(time, self._rounds[need - 1] + ROOM_CYCLES)
                 self._bus.request(WEIGHTS, time, burst, self._process, self._deliver)
                 yield None
                 self._granted = self._clock.now
