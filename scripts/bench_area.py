@@ -52,7 +52,7 @@ WEIGHTS = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4}
 CELLS = (*WEIGHTS, "TRELLIS_FF", "MULT18X18D", "DP16KD")
 
 #: What fits on the device at each size; block memories are the limit.
-SHAPES = ("1x32", "2x32", "2x64")
+SHAPES = ("1x32", "2x64", "1x128")
 SETTINGS = {"act_depth": 2048}
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,19 +110,12 @@ def synthesize(tools: dict[str, str], directory: Path, keep_hierarchy: bool) -> 
     """Runs yosys on ``core.v``; returns its statistics of all modules."""
     # Relative names only: the tools from PyPI see no other folder.
     option = "-noflatten" if keep_hierarchy else ""
-    for tidy in (False, True):
-        script = (
-            f"read_verilog core.v; {synth_to_luts(CORE_NAME, option, tidy)}; "
-            f"synth_ecp5 -top {CORE_NAME} {SYNTH_REST}; "
-            f"tee -q -o stat.json stat -json; write_json core.json"
-        )
-        try:
-            run([tools["YOSYS"], "-q", "-l", "yosys.log", "-p", script], directory)
-            break
-        except RuntimeError:
-            if tidy:
-                raise
-            log.info("synthesis failed; once more without names that nothing needs")
+    script = (
+        f"read_verilog core.v; {synth_to_luts(CORE_NAME, option)}; "
+        f"synth_ecp5 -top {CORE_NAME} {SYNTH_REST}; "
+        f"tee -q -o stat.json stat -json; write_json core.json"
+    )
+    run([tools["YOSYS"], "-q", "-l", "yosys.log", "-p", script], directory)
     return json.loads((directory / "stat.json").read_text(encoding="utf-8"))["modules"]
 
 

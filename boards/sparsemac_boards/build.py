@@ -114,35 +114,34 @@ def _platform(board: Board) -> Any:
     return platform
 
 
-def synth_to_luts(top: str, options: str = "", tidy: bool = False) -> str:
+def synth_to_luts(top: str, options: str = "") -> str:
     """Returns yosys' commands from a design that was read to LUTs.
 
     They are those of ``synth_ecp5 -abc9`` up to ``map_luts``, whose delay of a wire cannot be set
-    from outside.
+    from outside. Wires whose names end like an index, as those of arrays' elements, lose them
+    before abc9: what it returns is read as if they were bits of wires, and may not fit then.
 
     Parameters
     ----------
     top : str        Name of the top module.
     options : str    More options of ``synth_ecp5``.
-    tidy : bool      Drop the names of wires that nothing needs any more. abc9 fails over them in a
-                     few designs ("Assert `GetSize(conn.first) == GetSize(conn.second)'").
     """
     return (
         f"scratchpad -set abc9.D {DELAY_PS}; "
         f"synth_ecp5 -top {top} -abc9 -no-rw-check {options} -run begin:map_luts; "
         "check -latchonly -assert; techmap -map +/lattice/latches_map.v; "
-        f"{'opt_clean -purge; ' if tidy else ''}abc9 -W {WIRE_PS}; clean"
+        rf"rename -hide w:*\[*; abc9 -W {WIRE_PS}; clean"
     )
 
 
-def _plan(board: Board, tidy: bool = False) -> Any:
+def _plan(board: Board) -> Any:
     """Returns the files of a build and the script that runs it.
 
     Parts of the core ask the platform for its family, and are made of the FPGA's own blocks.
     """
     return _platform(board).build(
         Ulx3sTop(board), do_build=False, synth_opts=SYNTH_REST,
-        script_after_read=synth_to_luts("top", tidy=tidy),
+        script_after_read=synth_to_luts("top"),
         nextpnr_opts=f"{' '.join(PLACE_AND_ROUTE)} --report report.json --seed 1 "
                      "--timing-allow-fail",
         ecppack_opts="--compress",
@@ -171,21 +170,18 @@ def build(name: str, directory: Path, config: CoreConfig | None = None) -> Build
         raise ValueError(f"board must be one of {', '.join(sorted(BOARDS))}, not {name!r}")
     board = BOARDS[name] if config is None else replace(BOARDS[name], config=config)
     tools = find_tools()
+    plan = _plan(board)
     directory.mkdir(parents=True, exist_ok=True)
-    for tidy in (False, True):
-        for result in ("top.json", "report.json", "top.tim", "top.bit"):  # of an earlier build
-            (directory / result).unlink(missing_ok=True)
-        # Run from its own folder with relative names: the tools from PyPI see no other files.
-        _plan(board, tidy).extract(str(directory))
-        log.info("building in %s", directory)
-        done = subprocess.run(
-            ["sh", "build_top.sh"], cwd=directory, env={**os.environ, **tools},
-            capture_output=True, text=True)
-        said = done.stdout + done.stderr
-        (directory / "build.log").write_text(said, encoding="utf-8")
-        if not done.returncode or (directory / "top.json").exists():
-            break
-        log.info("synthesis failed; once more without names that nothing needs")
+    for result in ("report.json", "top.tim", "top.bit"):  # of an earlier build
+        (directory / result).unlink(missing_ok=True)
+    # Run from its own folder with relative names: the tools from PyPI see no other files.
+    plan.extract(str(directory))
+    log.info("building in %s", directory)
+    done = subprocess.run(
+        ["sh", "build_top.sh"], cwd=directory, env={**os.environ, **tools},
+        capture_output=True, text=True)
+    said = done.stdout + done.stderr
+    (directory / "build.log").write_text(said, encoding="utf-8")
     if done.returncode and not _is_too_large(directory, said):
         last = "\n".join(said.strip().splitlines()[-15:])
         raise DeviceError(f"the build for {name} failed with exit code {done.returncode}:\n{last}")

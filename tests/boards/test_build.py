@@ -2,6 +2,7 @@
 """Builds: with tools that only pretend, and, slow, with the real ones."""
 
 import json
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -11,13 +12,19 @@ from sparsemac.errors import DeviceError, MissingDependency
 pytest.importorskip("amaranth_boards", reason="amaranth-boards is missing: sparsemac[ecp5]")
 
 from sparsemac_boards import build as module  # noqa: E402
-from sparsemac_boards.build import build, find_tools, read_report  # noqa: E402
+from sparsemac_boards.build import (  # noqa: E402
+    build,
+    find_tools,
+    read_report,
+    synth_to_luts,
+)
 from sparsemac_boards.registry import BOARDS  # noqa: E402
+from sparsemac_hw.core import Core  # noqa: E402
+from sparsemac_hw.emit import CORE_NAME, emit_verilog  # noqa: E402
 
 BOARD = BOARDS["ulx3s-85f"]
 SMALLEST = CoreConfig(engines=1, lanes=1, act_depth=64, psum_depth=0, entry_depth=16, windows=1,
                       burst_beats=4, counters=False)
-make_plan = module._plan
 VARIABLES = ("YOSYS", "NEXTPNR_ECP5", "ECPPACK")
 #: As nextpnr-ecp5 logs it.
 TABLE = """\
@@ -46,7 +53,7 @@ def plan():
 @pytest.fixture
 def tools(tmp_path, monkeypatch, plan):
     """Sets what a tool does, as a shell script; the others succeed and leave nothing."""
-    monkeypatch.setattr(module, "_plan", lambda board, tidy: plan)
+    monkeypatch.setattr(module, "_plan", lambda board: plan)
 
     def put(**scripts):
         for variable in VARIABLES:
@@ -74,20 +81,6 @@ def test_report_tells_cells_and_clock(tools, tmp_path):
     assert (report.clock_asked_mhz, report.clock_reached_mhz) == (BOARD.clock_hz / 1e6, 48.13)
     assert report.fits and report.meets_clock
     assert report.bitstream == tmp_path / "out" / "top.bit"
-
-
-def test_synthesis_that_fails_is_tried_again_without_useless_names(tools, tmp_path, monkeypatch):
-    asked = []
-
-    def plan(board, tidy):
-        asked.append(tidy)
-        return make_plan(replace(board, config=SMALLEST), tidy)
-
-    monkeypatch.setattr(module, "_plan", plan)
-    succeeds = "grep -q -- -purge top.ys || exit 1; echo {} >top.json"
-    tools(YOSYS=succeeds, NEXTPNR_ECP5=prints(report_json(48.128)), ECPPACK=PACKS)
-    assert build("ulx3s-85f", tmp_path).bitstream
-    assert asked == [False, True]
 
 
 def test_missed_clock_is_told_from_a_design_that_does_not_fit(tools, tmp_path):
@@ -169,6 +162,17 @@ def test_native_tools_go_before_those_from_pypi(monkeypatch, tmp_path):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
     assert list(find_tools().values()) == [str(tmp_path / name) for name in names]
+
+
+@pytest.mark.slow
+def test_names_like_bits_of_wires_do_not_stop_synthesis(tmp_path):
+    """The wires ``windows[7]`` and ``windows`` of this core are not one and the same."""
+    config = SMALLEST.replace(lanes=8, windows=8, act_depth=2048, burst_beats=16, fifo_depth=32)
+    verilog = emit_verilog(Core(config), CORE_NAME)
+    assert "wire [41:0] \\windows[7] ;" in verilog
+    (tmp_path / "core.v").write_text(verilog)
+    script = f"read_verilog core.v; {synth_to_luts(CORE_NAME)}; select -assert-min 2000 t:$lut"
+    subprocess.run([find_tools()["YOSYS"], "-q", "-p", script], cwd=tmp_path, check=True)
 
 
 @pytest.mark.bitstream
