@@ -6,6 +6,9 @@ way to a register comes on top; a multiplier takes 3.9 ns, and there is a way at
 the registers inside it is 1 ns behind a memory's, 0.1 ns in front of a multiplier's and less than
 1 ns behind it (speed grade 6, Project Trellis' cell timings).
 
+The sums of two lanes are in the adder behind their two multipliers, which no LUT is left for then:
+two accumulators of a lane's width are 12 CCU2C each. nextpnr knows no times of that adder.
+
 Two products in one multiplier are not to be had here. The blocks are 18 x 18 bits or twice 9 x 9
 (Lattice FPGA-TN-02205, section 2): 27 x 18, on which two int8 lanes could share a weight, is no
 mode of theirs; 9 x 9 (MULT9X9D) is unknown to nextpnr, as are cascades. Two int4 products need
@@ -20,7 +23,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac._checks import as_int_in
 
-__all__ = ["Product", "RegisteredMemory", "is_ecp5"]
+__all__ = ["PairedSums", "Product", "RegisteredMemory", "is_ecp5"]
 
 #: Bits of a word of a DP16KD by the words it has (Lattice FPGA-TN-02204, table 2.2). The widest
 #: have an enable for each byte, on address bits that they leave free; the very widest takes the
@@ -34,6 +37,9 @@ _ADDRESS_BITS = 14
 
 #: Operand bits of a MULT18X18D.
 _OPERAND_BITS = 18
+
+#: Bits of an ALU54B's result, and how many of them it adds again; those above repeat the last.
+_ALU_BITS, _FED_BACK_BITS = 54, 52
 
 
 def is_ecp5(platform: object) -> bool:
@@ -181,17 +187,109 @@ class Product(wiring.Component):
                 for zeros, operand in zip(below, (self.i_a, self.i_b), strict=True))
         product = Signal(2 * _OPERAND_BITS)
         m.d.comb += self.o.eq(product[sum(below) :])
-        sign = Const(self._is_signed, 1)
-        m.submodules.block = Instance(
-            "MULT18X18D",
-            p_REG_INPUTC_CLK="NONE", p_REG_PIPELINE_CLK="NONE", **{
-                f"p_REG_{stage}_{pin}": f"{pin}0"
-                for stage in ("INPUTA", "INPUTB", "OUTPUT") for pin in ("CLK", "CE", "RST")
-            },
-            p_RESETMODE="SYNC", p_GSR="DISABLED",
-            i_CLK0=ClockSignal(), i_CE0=Const(1), i_RST0=Const(0),
-            i_SIGNEDA=sign, i_SIGNEDB=sign, i_SOURCEA=Const(0), i_SOURCEB=Const(0),
-            **_inputs("A", _OPERAND_BITS, a), **_inputs("B", _OPERAND_BITS, b),
-            **_inputs("C", _OPERAND_BITS), **_outputs("P", product),
-        )
+        m.submodules.block = _multiplier(a, b, self._is_signed, "OUTPUT", **_outputs("P", product))
         return m
+
+
+def _multiplier(a: Value, b: Value, is_signed: bool, stage: str, **outputs: Value) -> Instance:
+    """A MULT18X18D with registers for its operands and, at ``stage``, for the product."""
+    sign = Const(is_signed, 1)
+    clocks = {f"p_REG_{unused}_CLK": "NONE"
+              for unused in {"INPUTC", "PIPELINE", "OUTPUT"} - {stage}}
+    registers = {f"p_REG_{used}_{pin}": f"{pin}0"
+                 for used in ("INPUTA", "INPUTB", stage) for pin in ("CLK", "CE", "RST")}
+    return Instance(
+        "MULT18X18D", **clocks, **registers,
+        p_RESETMODE="SYNC", p_GSR="DISABLED",
+        i_CLK0=ClockSignal(), i_CE0=Const(1), i_RST0=Const(0),
+        i_SIGNEDA=sign, i_SIGNEDB=sign, i_SOURCEA=Const(0), i_SOURCEB=Const(0),
+        **_inputs("A", _OPERAND_BITS, a), **_inputs("B", _OPERAND_BITS, b),
+        **_inputs("C", _OPERAND_BITS), **outputs,
+    )
+
+
+class PairedSums(wiring.Component):
+    """Two running sums of products, ``sum[k] += a[k] * b``, in the adder of one DSP slice.
+
+    A slice has two multipliers and one adder of their products. The second product goes in 28 bits
+    above the first, so that the result is both sums side by side; and they start not from zero but
+    from half of the lower one's room, so that this one never is negative and borrows nothing from
+    the upper one.
+
+    Latency: `LATENCY_CYCLES`. Throughput: a product for each sum per cycle.
+    Exact for: sums that fit their width.
+
+    Parameters
+    ----------
+    width : int    Bits of a sum, 16 to `MAX_WIDTH`.
+
+    Members
+    -------
+    i_a : In(signed(8)).array(2), i_b : In(signed(8))
+    i_starts : In(1)                        The sums start with these products.
+    o : Out(signed(width)).array(2)
+
+    Source
+    ------
+    Lattice FPGA-TN-02205, for the slice, its registers and operation codes. Two sums in one adder:
+    Xilinx WP486, "Deep Learning with INT8 Optimization on Xilinx Devices", 2017.
+    """
+
+    LATENCY_CYCLES = 3
+    MAX_WIDTH = 24
+
+    i_a: list[Signal]
+    i_b: Signal
+    i_starts: Signal
+    o: list[Signal]
+
+    #: Lowest bits of the second sum, and where the adder takes the second product for.
+    _UPPER, _SHIFT = _FED_BACK_BITS - MAX_WIDTH, _OPERAND_BITS
+
+    def __init__(self, width: int) -> None:
+        self._width = as_int_in("width", width, 16, self.MAX_WIDTH)
+        super().__init__({
+            "i_a": In(signed(8)).array(2),
+            "i_b": In(signed(8)),
+            "i_starts": In(1),
+            "o": Out(signed(self._width)).array(2),
+        })
+
+    def elaborate(self, platform: object) -> Module:
+        """Returns the gateware."""
+        m = Module()
+        ports: dict[str, Value] = {}
+        for k, lowest in enumerate((0, self._UPPER - self._SHIFT)):
+            product, sign = Signal(2 * _OPERAND_BITS, name=f"p_{k}"), Signal(name=f"signed_{k}")
+            # The adder has no other source than its slice's multipliers, and nextpnr wants to see
+            # it so, also for what is not added here: the operands.
+            operands = Signal(2 * _OPERAND_BITS, name=f"operands_{k}")
+            m.submodules[f"multiplier_{k}"] = _multiplier(
+                self._operand(self.i_a[k], lowest), self._operand(self.i_b), True, "PIPELINE",
+                **_outputs("P", product), **_outputs("ROA", operands[:_OPERAND_BITS]),
+                **_outputs("ROB", operands[_OPERAND_BITS:]), o_SIGNEDP=sign)
+            name = "AB"[k]
+            ports |= {**_inputs(f"M{name}", len(product), product), f"i_SIGNEDI{name}": sign,
+                      **_inputs(name, len(operands), operands)}
+        start = 1 << self._UPPER - 1
+        # The result is the sum of three. Which ones: bits 0 and 1, the first product; 2 and 3, the
+        # second, 18 bits up; 4 to 6, the result before (0b101) or, if bit 5 is set, RNDPAT less 1.
+        operation = Cat(Const(0b1_00_01, 5), self.i_starts, Const(0b0100_1, 5))
+        result = Signal(_ALU_BITS)
+        m.submodules.adder = Instance(
+            "ALU54B",
+            **{f"p_REG_{stage}_{pin}": f"{pin}0"
+               for stage in ("OPCODEIN_0", "OPCODEIN_1", "OUTPUT0", "OUTPUT1")
+               for pin in ("CLK", "CE", "RST")},
+            p_RNDPAT=f"0x{start + 1:014X}", p_RESETMODE="SYNC", p_GSR="DISABLED",
+            i_CLK0=ClockSignal(), i_CE0=Const(1), i_RST0=Const(0),
+            **ports, **_inputs("OP", len(operation), operation), **_outputs("R", result),
+        )
+        m.d.comb += [self.o[0].eq(result), self.o[1].eq(result[self._UPPER :])]
+        return m
+
+    @staticmethod
+    def _operand(value: Value, lowest: int = 0) -> Value:
+        """A signed number at some bit of an operand, its sign on all pins above."""
+        above = _OPERAND_BITS - lowest - len(value)
+        return Cat(Const(0, lowest), value, value[-1].replicate(above))

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
 
 from .block_memory import BlockMemory
-from .ecp5 import Product, is_ecp5
+from .ecp5 import PairedSums, Product, is_ecp5
 from .layouts import index_shape, partial_width
 
 __all__ = ["MacLanes"]
@@ -32,7 +32,9 @@ class MacLanes(wiring.Component):
     is only an OR: a lane drives zero except in its own cycle. The last level of that OR has no
     flip-flop behind it; whoever takes the sums has one. Accumulators need no clear cycle: they
     restart from zero behind ``i_end``. They are as narrow as a chunk allows, for this is the
-    part that there is once per lane; `RowSum` adds the chunks of a row up, once per bus.
+    part that there is once per lane; `RowSum` adds the chunks of a row up, once per bus. On an ECP5
+    two lanes work at once, and the sum of the second waits for a cycle: both are in one adder of
+    the DSP blocks (`ecp5.PairedSums`).
 
     ``sum[v] = sum over the entries of a chunk of  i_weight * activation[v][i_addr]``
 
@@ -107,21 +109,27 @@ class MacLanes(wiring.Component):
         # A reset comes to the lanes a cycle late, from here: they are all over the chip.
         forgets = Signal(init=1)
         m.d.sync += forgets.eq(0)
+        are_paired = is_ecp5(platform)
         # What clears a register travels as the clear itself: no lane has a LUT to invert it. The
         # further stages of a lane are those of the lanes behind it.
         bits = {
             "absent": self._line(m, "absent", ~self.i_valid, count + 1),
             "stays": self._line(m, "stays", ~ends, count + SUM_STAGES, sets=forgets),
-            "restarts": self._line(m, "restarts", ends | self.i_flush, count + SUM_STAGES),
+            # Sums in pairs have to be started before they mean anything.
+            "restarts": self._line(m, "restarts", ends | self.i_flush, count + SUM_STAGES,
+                                   begins=are_paired),
             "last": self._line(m, "last", self.i_last, count + SUM_STAGES),
         }
         self._writes = self._distribute(m)
         addr: Value = self.i_addr
         weight: Value = self.i_weight
-        shadows = []
+        shadows: list[Signal] = []
         for v in range(count):
             following = self._after(m, f"weight_{v + 1}", weight)
-            shadows.append(self._lane(m, v, addr, following, bits, platform))
+            if are_paired and v + 1 < count and len(shadows) == v:
+                shadows += self._pair(m, v, addr, following, bits)
+            elif len(shadows) == v:
+                shadows.append(self._lane(m, v, addr, following, bits, platform))
             addr, weight = self._after(m, f"addr_{v + 1}", addr), following
         group = self._config.shortest_row_cycles
         for b in range(self._config.sum_buses):
@@ -168,6 +176,31 @@ class MacLanes(wiring.Component):
         with m.If(bits["stays"][v + SUM_STAGES]):
             m.d.sync += shadow.eq(0)
         return shadow
+
+    def _pair(self, m: Module, v: int, addr: Value, weight_read: Value, bits: dict[str, Value]
+              ) -> list[Signal]:
+        """Returns the sums of a lane and the next, which works with it and waits with its sum."""
+        width = partial_width(self._config)
+        m.submodules[f"sums_{v}"] = block = PairedSums(width)
+        weight = Signal(signed(8), name=f"weight_now_{v}", reset_less=True)
+        m.d.sync += weight.eq(weight_read)
+        with m.If(bits["absent"][v + 1]):
+            m.d.sync += weight.eq(0)
+        m.d.comb += [
+            block.i_b.eq(self._after(m, f"b_{v}", weight)),
+            block.i_starts.eq(bits["restarts"][v + SUM_STAGES - block.LATENCY_CYCLES + 1]),
+        ]
+        shadows = []
+        for k in range(2):
+            activation = self._read(m, v + k, addr)
+            m.d.comb += block.i_a[k].eq(self._after(m, f"a_{v + k}", activation))
+            total: Value = block.o[k]
+            if k:
+                total = self._after(m, f"total_{v + k}", total)
+            shadows.append(shadow := self._after(m, f"shadow_{v + k}", total))
+            with m.If(bits["stays"][v + k + SUM_STAGES]):
+                m.d.sync += shadow.eq(0)
+        return shadows
 
     def _read(self, m: Module, v: int, addr: Value) -> Value:
         """The activation of an entry, two cycles later."""
@@ -244,10 +277,11 @@ class MacLanes(wiring.Component):
         return later
 
     @staticmethod
-    def _line(m: Module, name: str, bit: Value, stages: int, sets: Value | None = None) -> Value:
+    def _line(m: Module, name: str, bit: Value, stages: int, sets: Value | None = None,
+              begins: bool = False) -> Value:
         """A bit, and how it was 1 to ``stages`` cycles ago; ``sets`` sets them all."""
         # Flip-flops are set by what sets them only if that is how they begin, too.
-        init = 0 if sets is None else (1 << stages) - 1
+        init = (1 << stages) - 1 if begins or sets is not None else 0
         line = Signal(stages, name=f"{name}_line", init=init, reset_less=True)
         m.d.sync += line.eq(Cat(bit, line))
         if sets is not None:

@@ -9,7 +9,7 @@ from sparsemac.config import CoreConfig
 from sparsemac_boards.area import predict_area
 from sparsemac_hw.block_memory import BlockMemory
 from sparsemac_hw.core import Core
-from sparsemac_hw.ecp5 import Product, RegisteredMemory, is_ecp5
+from sparsemac_hw.ecp5 import PairedSums, Product, RegisteredMemory, is_ecp5
 from sparsemac_hw.emit import CORE_NAME, emit_verilog
 from sparsemac_hw.shared import SharedModules
 from sparsemac_hw.testing import simulate
@@ -106,6 +106,50 @@ def test_product_is_exact_two_cycles_later(a_width, b_width, is_signed):
     assert twins.replaced == ["MULT18X18D"]
 
 
+@pytest.mark.parametrize("width", [16, 19, PairedSums.MAX_WIDTH])
+def test_paired_sums_are_exact_three_cycles_later(width):
+    print("seed", width)
+    rng = random.Random(width)
+    dut = PairedSums(width)
+    twins = WithTwins(dut)
+    room = 1 << width - 1
+    extremes = [0, 0]
+
+    async def bench(ctx):
+        sums, expected = [0, 0], []
+        for k in range(2400):
+            # One falls for long, as far as it can, then rises; the other one does so against it.
+            way = (-1, 1, 0)[k // 600 % 3]
+            b = rng.choice([-128, 127, rng.randrange(-128, 128)])
+            a = [127 * way if b > 0 else -128 * way, -127 * way if b > 0 else 127 * way]
+            a = [min(value, 127) if way else rng.randrange(-128, 128) for value in a]
+            products = [value * b for value in a]
+            starts = k == 0 or rng.random() < (0.001 if way else 0.05) or not all(
+                -room <= total + product < room
+                for total, product in zip(sums, products, strict=True))
+            sums = [product + (0 if starts else total)
+                    for total, product in zip(sums, products, strict=True)]
+            extremes[:] = min(extremes[0], *sums), max(extremes[1], *sums)
+            for name, value in zip(dut.i_a, a, strict=True):
+                ctx.set(name, value)
+            ctx.set(dut.i_b, b)
+            ctx.set(dut.i_starts, starts)
+            expected.append(sums)
+            await ctx.tick()
+            if k + 1 >= PairedSums.LATENCY_CYCLES:
+                assert [ctx.get(o) for o in dut.o] == expected[-PairedSums.LATENCY_CYCLES], k
+
+    simulate(twins, bench)
+    assert twins.replaced == ["MULT18X18D", "MULT18X18D", "ALU54B"]
+    assert extremes[0] < -0.5 * room and extremes[1] > 0.5 * room
+
+
+@pytest.mark.parametrize("width", [15, PairedSums.MAX_WIDTH + 1])
+def test_paired_sums_refuse_a_width_that_does_not_fit(width):
+    with pytest.raises(ValueError, match=rf"^width must be .*, not {width} "):
+        PairedSums(width)
+
+
 @pytest.mark.parametrize("name", ["width", "depth"])
 def test_memory_refuses_what_blocks_cannot_hold(name):
     wrong = {"width": 0, "depth": RegisteredMemory.MAX_DEPTH + 1}[name]
@@ -128,12 +172,13 @@ def test_family_is_asked_of_the_platform():
 
 def test_portable_core_has_no_block_and_the_other_one_a_product_per_lane_and_four_to_scale():
     config = CoreConfig(engines=1, lanes=8, act_depth=256, fifo_depth=64)
-    blocks = re.compile(r"^  (DP16KD|MULT18X18D) #", re.M)
+    blocks = re.compile(r"^  (ALU54B|DP16KD|MULT18X18D) #", re.M)
     portable = emit_verilog(Core(config), CORE_NAME)
     assert not blocks.search(portable) and "ram_style" in portable
     special = emit_verilog(Core(config), CORE_NAME, "ecp5")
     found = blocks.findall(special)
     assert found.count("MULT18X18D") == config.lanes + 4
+    assert found.count("ALU54B") == config.lanes // 2
     # Every block memory has its register inside; engines and shared parts have one instance each.
     assert found.count("DP16KD") == predict_area(config).block_rams
     assert "ram_style" not in special

@@ -9,7 +9,7 @@ its enables.
 
 from types import SimpleNamespace
 
-from amaranth.hdl import Cat, Const, Elaboratable, Fragment, Instance, Module, Signal, signed
+from amaranth.hdl import Cat, Const, Elaboratable, Fragment, Instance, Module, Mux, Signal, signed
 from amaranth.lib.memory import Memory
 
 __all__ = ["ECP5", "WithTwins"]
@@ -70,6 +70,16 @@ class _Twin(Elaboratable):
         for i in range(count):
             if f"{name}{i}" in self._ports:
                 m.d.comb += self._ports[f"{name}{i}"].eq(value[i])
+
+    def _registered(self, m, stage, value):
+        clock = self.parameters[f"REG_{stage}_CLK"]
+        assert clock in ("NONE", "CLK0"), clock
+        if clock == "NONE":
+            return value
+        register = Signal(value.shape(), name=stage.lower(), reset_less=True)
+        with m.If(self.pin("CE0")):
+            m.d.sync += register.eq(value)
+        return register
 
 
 class _Memory(_Twin):
@@ -140,6 +150,8 @@ class _Multiplier(_Twin):
     def elaborate(self, platform):
         m = Module()
         assert self.is_tied("SOURCEA", "SOURCEB", "RST0", *(f"C{i}" for i in range(18)))
+        if "SIGNEDP" in self._ports:
+            m.d.comb += self.pin("SIGNEDP").eq(self.pin("SIGNEDA") | self.pin("SIGNEDB"))
         a = self._registered(m, "INPUTA", self._operand(m, "A"))
         b = self._registered(m, "INPUTB", self._operand(m, "B"))
         product = self._registered(m, "PIPELINE", a * b)
@@ -153,15 +165,51 @@ class _Multiplier(_Twin):
         m.d.comb += operand.eq(Cat(pins, pins[17] & self.pin(f"SIGNED{name}")))
         return operand
 
-    def _registered(self, m, stage, value):
-        clock = self.parameters[f"REG_{stage}_CLK"]
-        assert clock in ("NONE", "CLK0"), clock
-        if clock == "NONE":
-            return value
-        register = Signal(value.shape(), name=stage.lower(), reset_less=True)
+
+class _Adder(_Twin):
+    """ALU54B that adds up to three numbers, with registers on CLK0 or without.
+
+    Operation codes, which the guide has in a table for each of the adder's operands: 0 and 1 choose
+    A, 2 and 3 choose B, 4 to 6 choose C, 7 to 10 what is done. What is added again is the lower 52
+    bits of the result, signed. Its register begins with what no design may count on.
+    """
+
+    DEFAULTS = {
+        **{f"REG_{stage}_{pin}": default
+           for stage in ("OPCODEIN_0", "OPCODEIN_1", "OUTPUT0", "OUTPUT1")
+           for pin, default in (("CLK", "NONE"), ("CE", "CE0"), ("RST", "RST0"))},
+        "RNDPAT": "0x00000000000000", "RESETMODE": "SYNC",
+    }
+    ADD = 0b0100
+    A_IS_PRODUCT, B_IS_SHIFTED, C_IS_RESULT, C_IS_ROUNDING = 0b01, 0b00, 0b101, 0b111
+
+    def elaborate(self, platform):
+        m = Module()
+        codes = self.bus("OP", 11)
+        for stage in ("OPCODEIN_0", "OPCODEIN_1"):
+            codes = self._registered(m, stage, codes)
+        assert self.parameters["REG_OUTPUT0_CLK"] == self.parameters["REG_OUTPUT1_CLK"] != "NONE"
+        first, second = (self._product(m, name) for name in "AB")
+        result = Signal(signed(54), reset_less=True, init=0x15555555555555)
+        third = Signal(signed(54))
+        with m.Switch(codes[4:7]):
+            with m.Case(self.C_IS_RESULT):
+                m.d.comb += third.eq(result[:52].as_signed())
+            with m.Case(self.C_IS_ROUNDING):
+                m.d.comb += third.eq(Const(int(self.parameters["RNDPAT"], 16) - 1, 54))
+        total = first + (second << 18) + third
+        is_known = ((codes[:2] == self.A_IS_PRODUCT) & (codes[2:4] == self.B_IS_SHIFTED)
+                    & codes[4] & codes[6] & (self.bus("OP", 11)[7:] == self.ADD))
         with m.If(self.pin("CE0")):
-            m.d.sync += register.eq(value)
-        return register
+            m.d.sync += result.eq(Mux(is_known, total, ~total))
+        self.drive(m, "R", 54, result)
+        return m
+
+    def _product(self, m, name):
+        pins = self.bus(f"M{name}", 36)
+        value = Signal(signed(37), name=f"m{name.lower()}")
+        m.d.comb += value.eq(Cat(pins, pins[35] & self.pin(f"SIGNEDI{name}")))
+        return value
 
 
-_TWINS = {"DP16KD": _Memory, "MULT18X18D": _Multiplier}
+_TWINS = {"ALU54B": _Adder, "DP16KD": _Memory, "MULT18X18D": _Multiplier}
