@@ -40,6 +40,7 @@ from numpy.typing import NDArray
 from sparsemac.config import CoreConfig
 from sparsemac_boards import area
 from sparsemac_boards.build import PLACE_AND_ROUTE, SYNTH_REST, find_tools, synth_to_luts
+from sparsemac_boards.floorplan import place_sums
 from sparsemac_boards.soc import UartSoc
 from sparsemac_hw.core import Core
 from sparsemac_hw.emit import CORE_NAME, emit_verilog
@@ -50,6 +51,11 @@ log = logging.getLogger("bench_area")
 #: Cells that are counted, and LUT4-equivalents of one.
 WEIGHTS = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 4}
 CELLS = (*WEIGHTS, "TRELLIS_FF", "MULT18X18D", "DP16KD")
+#: Those that only cores of an ECP5's own blocks have, too.
+ALL_CELLS = (*CELLS, "ALU54B")
+
+#: The device that all is measured on, and nextpnr's options for it.
+DEVICE, DEVICE_OPTIONS = "LFE5U-85F", ("--85k", "--speed", "6", "--package", "CABGA756")
 
 #: What fits on the device at each size; block memories are the limit.
 SHAPES = ("1x32", "2x64", "1x128")
@@ -90,6 +96,9 @@ PLAN = (
             held_out=True),
     Planned("2x16", held_out=True),
     Planned("3x1", SMALLEST),
+    Planned("2x1", (*SMALLEST, "bus_width=128")),
+    Planned("1x8", (*SMALLEST, "bus_width=256", "counters=true", "psum_depth=512")),
+    Planned("1x64", SMALLEST),
 )
 
 
@@ -106,15 +115,15 @@ def parse_config(shape: str, settings: list[str]) -> CoreConfig:
     return CoreConfig.from_dict({"engines": engines, "lanes": lanes, **values})
 
 
-def synthesize(tools: dict[str, str], directory: Path, keep_hierarchy: bool) -> dict[str, Any]:
-    """Runs yosys on ``core.v``; returns its statistics of all modules."""
+def synthesize(tools: dict[str, str], directory: Path, keep_hierarchy: bool = False,
+               last: str = "") -> dict[str, Any]:
+    """Runs yosys on ``core.v``, ``last`` at the end; returns its statistics of all modules."""
     # Relative names only: the tools from PyPI see no other folder.
     option = "-noflatten" if keep_hierarchy else ""
-    script = (
-        f"read_verilog core.v; {synth_to_luts(CORE_NAME, option)}; "
-        f"synth_ecp5 -top {CORE_NAME} {SYNTH_REST}; "
-        f"tee -q -o stat.json stat -json; write_json core.json"
-    )
+    script = "; ".join(filter(None, (
+        "read_verilog core.v", synth_to_luts(CORE_NAME, option),
+        f"synth_ecp5 -top {CORE_NAME} {SYNTH_REST}", "tee -q -o stat.json stat -json", last,
+        "write_json core.json")))
     run([tools["YOSYS"], "-q", "-l", "yosys.log", "-p", script], directory)
     return json.loads((directory / "stat.json").read_text(encoding="utf-8"))["modules"]
 
@@ -143,24 +152,40 @@ def count_modules(modules: dict[str, Any]) -> dict[str, Counter[str]]:
         kind = re.sub(r"_\d+(?=\.|$)", "", name.removeprefix("\\"))
         counts = found.setdefault(kind, Counter())
         counts["instances"] += 1
-        counts.update({c: n for c, n in statistics_["num_cells_by_type"].items() if c in CELLS})
+        found_here = statistics_["num_cells_by_type"].items()
+        counts.update({cell: n for cell, n in found_here if cell in ALL_CELLS})
     return found
+
+
+#: A wire between flip-flops and the adder of `ecp5.PairedSums`, with its longest delay [ps].
+ADDER_WIRE = re.compile(
+    r"\(INTERCONNECT (?:\S+\.adder/R\d+ \S+|\S+/Q \S+\.adder/\S+) \(\d+:\d+:(\d+)\)")
 
 
 def nextpnr(tools: dict[str, str], directory: Path, *options: str) -> None:
     """Runs nextpnr on what `synthesize` left."""
-    run([tools["NEXTPNR_ECP5"], "--85k", "--speed", "6", "--package", "CABGA756", "--json",
-         "core.json", "--out-of-context", "-q", *options], directory)
+    run([tools["NEXTPNR_ECP5"], *DEVICE_OPTIONS, "--json", "core.json", "--out-of-context", "-q",
+         *options], directory)
 
 
-def measure_clock(tools: dict[str, str], directory: Path, seed: int) -> tuple[float, str]:
-    """Places and routes; returns the clock [MHz] and the start and end of the longest path."""
+def measure_clock(tools: dict[str, str], directory: Path, seed: int) -> tuple[float, str, int]:
+    """Places and routes.
+
+    Returns
+    -------
+    tuple of float, str and int
+        The clock [MHz], the start and end of the longest path, and the longest wire that begins or
+        ends at an ALU54B [ps]: nextpnr knows no times of these, so no clock counts such a path.
+    """
     nextpnr(tools, directory, *PLACE_AND_ROUTE, "--freq", "150", "--seed", str(seed),
-            "--timing-allow-fail", "--report", "report.json", "--log", "pnr.log")
+            "--timing-allow-fail", "--report", "report.json", "--sdf", "wires.sdf",
+            "--log", "pnr.log")
     report = json.loads((directory / "report.json").read_text(encoding="utf-8"))
     clock = min(c["achieved"] for c in report["fmax"].values())
     steps = next(p["path"] for p in report["critical_paths"] if p["from"] == p["to"])
-    return clock, f"{steps[0]['from']['cell']} to {steps[-1]['to']['cell']}"
+    delays = (directory / "wires.sdf").read_text(encoding="utf-8")
+    untimed = max(map(int, ADDER_WIRE.findall(delays)), default=0)
+    return clock, f"{steps[0]['from']['cell']} to {steps[-1]['to']['cell']}", untimed
 
 
 def measure(shape: str, family: str, options: argparse.Namespace, tools: dict[str, str]
@@ -184,16 +209,19 @@ def measure(shape: str, family: str, options: argparse.Namespace, tools: dict[st
             }
         if not options.modules or options.seeds:
             start = time.monotonic()
-            (top,) = count_modules(synthesize(tools, directory, keep_hierarchy=False)).values()
+            places = place_sums(config, DEVICE) if family == "ecp5" else ""
+            (top,) = count_modules(synthesize(tools, directory, last=places)).values()
             log.info("%s %s flat: %.0f s", shape, family, time.monotonic() - start)
             result |= {"cells": dict(top), "equivalents": equivalents(top)}
             result["equivalents_per_mac"] = round(equivalents(top) / config.macs, 1)
-        result["clocks_mhz"], result["paths"] = [], []
+        result["clocks_mhz"], result["paths"], result["adder_wires_ps"] = [], [], []
         for seed in range(1, options.seeds + 1):
-            clock, path = measure_clock(tools, directory, seed)
-            log.info("%s %s seed %d: %.1f MHz, %s", shape, family, seed, clock, path)
+            clock, path, untimed = measure_clock(tools, directory, seed)
+            log.info("%s %s seed %d: %.1f MHz, %s; wires of adders up to %d ps",
+                     shape, family, seed, clock, path, untimed)
             result["clocks_mhz"].append(round(clock, 1))
             result["paths"].append(path)
+            result["adder_wires_ps"].append(untimed)
     if result["clocks_mhz"]:
         result["clock_mhz"] = statistics.median(result["clocks_mhz"])
     return result
@@ -205,7 +233,7 @@ def table(header: list[str], rows: list[list[Any]]) -> str:
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-HEADER = ["core", "blocks", "MACs", "LUT4-eq", "per MAC", *CELLS, "MHz"]
+HEADER = ["core", "blocks", "MACs", "LUT4-eq", "per MAC", *ALL_CELLS, "MHz"]
 
 
 def row(result: dict[str, Any]) -> list[Any]:
@@ -214,7 +242,8 @@ def row(result: dict[str, Any]) -> list[Any]:
     if clocks := result["clocks_mhz"]:
         clock = f"{result['clock_mhz']:.1f} ({min(clocks):.1f} to {max(clocks):.1f})"
     return [result["shape"], result["family"], result["macs"], result["equivalents"],
-            result["equivalents_per_mac"], *(result["cells"].get(cell, 0) for cell in CELLS), clock]
+            result["equivalents_per_mac"], *(result["cells"].get(cell, 0) for cell in ALL_CELLS),
+            clock]
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
@@ -225,9 +254,10 @@ def markdown(results: list[dict[str, Any]]) -> str:
     for r in results:
         if "modules" in r:
             parts.append(table(
-                [f"{r['shape']} {r['family']}", "instances", "LUT4-eq", *CELLS],
+                [f"{r['shape']} {r['family']}", "instances", "LUT4-eq", *ALL_CELLS],
                 [[kind, cells["instances"], cells["equivalents"],
-                  *(cells.get(cell, 0) for cell in CELLS)] for kind, cells in r["modules"].items()],
+                  *(cells.get(cell, 0) for cell in ALL_CELLS)]
+                 for kind, cells in r["modules"].items()],
             ))
     return "\n\n".join(parts)
 
@@ -269,14 +299,14 @@ def measure_cells(planned: Planned, tools: dict[str, str], known: dict[int, dict
     """Returns a measurement as `area.measurements` describes it; ``known`` are those by Verilog."""
     config, memory_bytes = planned.config, planned.soc_memory_bytes
     top = UartSoc(config, memory_bytes, 37) if memory_bytes else Core(config)
-    verilog = emit_verilog(top, CORE_NAME).encode()
+    verilog = emit_verilog(top, CORE_NAME, "ecp5").encode()
     crc = zlib.crc32(verilog)
     start = time.monotonic()
     if crc not in known:
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
             (directory / "core.v").write_bytes(verilog)
-            (top_cells,) = count_modules(synthesize(tools, directory, False)).values()
+            (top_cells,) = count_modules(synthesize(tools, directory)).values()
             nextpnr(tools, directory, "--pack-only", "--log", "pack.log")
             log_text = (directory / "pack.log").read_text(encoding="utf-8")
         cells = {cell: top_cells[cell] for cell in CELLS}

@@ -16,6 +16,7 @@ from typing import Any
 from sparsemac.config import CoreConfig
 from sparsemac.errors import DeviceError, MissingDependency
 
+from .floorplan import place_sums
 from .registry import BOARDS, Board
 from .ulx3s import Ulx3sTop
 
@@ -142,6 +143,7 @@ def _plan(board: Board) -> Any:
     return _platform(board).build(
         Ulx3sTop(board), do_build=False, synth_opts=SYNTH_REST,
         script_after_read=synth_to_luts("top"),
+        script_after_synth=place_sums(board.config, board.part.name),
         nextpnr_opts=f"{' '.join(PLACE_AND_ROUTE)} --report report.json --seed 1 "
                      "--timing-allow-fail",
         ecppack_opts="--compress",
