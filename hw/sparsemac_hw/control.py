@@ -184,9 +184,10 @@ class JobControl(wiring.Component):
     def _watch(self, m: Module, expired: Signal) -> None:
         """Counts cycles without progress while something is expected."""
         idle_cycles = Signal(32, init=1)
-        expecting = self.busy | self.draining
+        expecting = Signal()
         restarts = Signal()  # known a cycle late, hence counted from 1
         m.d.sync += [
+            expecting.eq(self.busy | self.draining),
             restarts.eq(~expecting | self.progress | self.start | expired | self.clear),
             expired.eq(self.watchdog.any() & (idle_cycles >= self.watchdog)
                        & ~expired & ~restarts & ~self.clear),

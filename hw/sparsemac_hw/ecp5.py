@@ -187,13 +187,14 @@ class Product(wiring.Component):
                 for zeros, operand in zip(below, (self.i_a, self.i_b), strict=True))
         product = Signal(2 * _OPERAND_BITS)
         m.d.comb += self.o.eq(product[sum(below) :])
-        m.submodules.block = _multiplier(a, b, self._is_signed, "OUTPUT", **_outputs("P", product))
+        m.submodules.block = _multiplier(a, b, Const(self._is_signed), "OUTPUT", Const(0), Const(1),
+                                         **_outputs("P", product))
         return m
 
 
-def _multiplier(a: Value, b: Value, is_signed: bool, stage: str, **outputs: Value) -> Instance:
+def _multiplier(a: Value, b: Value, sign: Value, stage: str, zero: Value, one: Value,
+                **outputs: Value) -> Instance:
     """A MULT18X18D with registers for its operands and, at ``stage``, for the product."""
-    sign = Const(is_signed, 1)
     clocks = {f"p_REG_{unused}_CLK": "NONE"
               for unused in {"INPUTC", "PIPELINE", "OUTPUT"} - {stage}}
     registers = {f"p_REG_{used}_{pin}": f"{pin}0"
@@ -201,8 +202,8 @@ def _multiplier(a: Value, b: Value, is_signed: bool, stage: str, **outputs: Valu
     return Instance(
         "MULT18X18D", **clocks, **registers,
         p_RESETMODE="SYNC", p_GSR="DISABLED",
-        i_CLK0=ClockSignal(), i_CE0=Const(1), i_RST0=Const(0),
-        i_SIGNEDA=sign, i_SIGNEDB=sign, i_SOURCEA=Const(0), i_SOURCEB=Const(0),
+        i_CLK0=ClockSignal(), i_CE0=one, i_RST0=zero,
+        i_SIGNEDA=sign, i_SIGNEDB=sign, i_SOURCEA=zero, i_SOURCEB=zero,
         **_inputs("A", _OPERAND_BITS, a), **_inputs("B", _OPERAND_BITS, b),
         **_inputs("C", _OPERAND_BITS), **outputs,
     )
@@ -259,14 +260,20 @@ class PairedSums(wiring.Component):
         """Returns the gateware."""
         m = Module()
         ports: dict[str, Value] = {}
+        # Constants of its own: all slices' pins on two nets from one place are more than nextpnr
+        # finds routes for in any reasonable time.
+        zero, one = Signal(), Signal()
+        for output, name in ((zero, "zero"), (one, "one")):
+            m.submodules[name] = Instance(
+                "LUT4", p_INIT=Const(0xFFFF * (name == "one"), 16), a_keep=1, o_Z=output)
         for k, lowest in enumerate((0, self._UPPER - self._SHIFT)):
             product, sign = Signal(2 * _OPERAND_BITS, name=f"p_{k}"), Signal(name=f"signed_{k}")
             # The adder has no other source than its slice's multipliers, and nextpnr wants to see
             # it so, also for what is not added here: the operands.
             operands = Signal(2 * _OPERAND_BITS, name=f"operands_{k}")
             m.submodules[f"multiplier_{k}"] = _multiplier(
-                self._operand(self.i_a[k], lowest), self._operand(self.i_b), True, "PIPELINE",
-                **_outputs("P", product), **_outputs("ROA", operands[:_OPERAND_BITS]),
+                self._operand(self.i_a[k], lowest), self._operand(self.i_b), one, "PIPELINE",
+                zero, one, **_outputs("P", product), **_outputs("ROA", operands[:_OPERAND_BITS]),
                 **_outputs("ROB", operands[_OPERAND_BITS:]), o_SIGNEDP=sign)
             name = "AB"[k]
             ports |= {**_inputs(f"M{name}", len(product), product), f"i_SIGNEDI{name}": sign,
@@ -274,7 +281,7 @@ class PairedSums(wiring.Component):
         start = 1 << self._UPPER - 1
         # The result is the sum of three. Which ones: bits 0 and 1, the first product; 2 and 3, the
         # second, 18 bits up; 4 to 6, the result before (0b101) or, if bit 5 is set, RNDPAT less 1.
-        operation = Cat(Const(0b1_00_01, 5), self.i_starts, Const(0b0100_1, 5))
+        operation = Cat(one, zero, zero, zero, one, self.i_starts, one, zero, zero, one, zero)
         result = Signal(_ALU_BITS)
         m.submodules.adder = Instance(
             "ALU54B",
@@ -282,7 +289,7 @@ class PairedSums(wiring.Component):
                for stage in ("OPCODEIN_0", "OPCODEIN_1", "OUTPUT0", "OUTPUT1")
                for pin in ("CLK", "CE", "RST")},
             p_RNDPAT=f"0x{start + 1:014X}", p_RESETMODE="SYNC", p_GSR="DISABLED",
-            i_CLK0=ClockSignal(), i_CE0=Const(1), i_RST0=Const(0),
+            i_CLK0=ClockSignal(), i_CE0=one, i_RST0=zero,
             **ports, **_inputs("OP", len(operation), operation), **_outputs("R", result),
         )
         m.d.comb += [self.o[0].eq(result), self.o[1].eq(result[self._UPPER :])]

@@ -157,6 +157,7 @@ class Reader(wiring.Component):
         """Returns the gateware."""
         m = Module()
         self._owed = Signal()  # beats of this epoch are outstanding
+        self._newest = Signal(ReadClient)  # who made the newest request
         self._tracking = tracking = Queue(self._track_layout, self.BURSTS_UNDER_WAY, block=True)
         m.submodules.tracking = ResetInserter(self.clear)(tracking)
         self._arbitrate(m, tracking.i)
@@ -221,7 +222,7 @@ class Reader(wiring.Component):
         with m.If(~asked):
             m.d.sync += [asked.eq(held), asking.eq(client), Value.cast(request).eq(merged)]
         with m.Elif(self.o_burst.ready):
-            m.d.sync += [asked.eq(0), self.culprit.eq(asking)]
+            m.d.sync += [asked.eq(0), self._newest.eq(asking)]
         with m.If(self.clear):
             m.d.sync += [held.eq(0), asked.eq(0)]
         with m.If(taken & (choice != ReadClient.COMMANDS)):
@@ -302,16 +303,21 @@ class Reader(wiring.Component):
         # A burst stays inside its block, so only the low bits of its address can have moved.
         index = burst.address[: self._index_bits] + beat_idx
         address = Cat(index[: self._index_bits], burst.address[self._index_bits :])
+        met, met_any = Signal.like(address, reset_less=True), Signal()
         m.d.sync += [
             self.fault_valid.eq(failing & ~self.clear),
             self.fault.code.eq(Mux(refused, FaultCode.BUS, FaultCode.PROTO)),
             self.fault.detail.eq(Mux(refused, resp, 0)),
-            self.fault.address.eq(Cat(Const(0, self._beat_bits), address)),
+            met.eq(address), met_any.eq(expected),
         ]
-        with m.If(~expected):
-            m.d.sync += self.fault.address.eq(0)
-        with m.If(failing & expected):
-            m.d.sync += self.culprit.eq(burst.client)
+        # Whether a burst was met is known late, and would have to clear the whole address then.
+        with m.If(met_any):
+            m.d.comb += self.fault.address.eq(Cat(Const(0, self._beat_bits), met))
+        met_client = Signal(ReadClient, reset_less=True)
+        m.d.sync += met_client.eq(burst.client)
+        m.d.comb += self.culprit.eq(self._newest)
+        with m.If(self.fault_valid & met_any):
+            m.d.comb += self.culprit.eq(met_client)
 
     def _count(self, m: Module, expected: Signal) -> None:
         """Counts what the bus owes. No burst leaves untracked, so a narrow counter will do."""

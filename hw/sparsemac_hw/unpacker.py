@@ -138,7 +138,8 @@ class Unpacker(wiring.Component):
         self._find_room(m)
         row_fault = self._judge(m)
         self._ask(m)
-        column_fault = self._offsets(m)
+        column_fault = Signal()
+        m.d.sync += column_fault.eq(self._offsets(m))
         m.d.sync += self.fault.eq(Mux(
             column_fault, FaultCode.COLUMN, Mux(
                 row_fault, FaultCode.ROW, Mux(

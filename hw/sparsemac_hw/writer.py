@@ -155,12 +155,12 @@ class Writer(wiring.Component):
         m = Module()
         reset = ResetInserter(self.clear)
         m.submodules.merger = merger = reset(WordMerger(self._config))
-        # Words: their beats on one side, the address of their burst on the other.
+        # Words: their beats on one side, on the other what the address of their burst follows from.
         flush = Signal()
         queued_layout = self._queued_layout()
         m.submodules.beats = self._beats = ResetInserter(flush)(Queue(queued_layout, self._depth))
         m.submodules.bursts = self._bursts = reset(
-            Queue(32 - self._beat_bits + 1, self._depth // self._word_beats(raw=False), block=True)
+            Queue(1 + 32, self._depth // self._word_beats(raw=False), block=True)
         )
         # Addresses of bursts that await their response, for the fault record.
         m.submodules.awaited = self._awaited = reset(
@@ -192,18 +192,15 @@ class Writer(wiring.Component):
         })
 
     def _enqueue(self, m: Module, merger: WordMerger, purge: Signal) -> None:
-        """Computes the address of the beat that the merger gives out, and queues it."""
+        """Queues the beat that the merger gives out."""
         beats, bursts, beat = self._beats, self._bursts, merger.o
-        address = Signal(32)
         room = Signal()
-        scaled = [(beat.out_word << self._word_bits(raw))[:32] for raw in (False, True)]
         m.d.comb += [
-            address.eq(self.output + Mux(beat.raw, scaled[1], scaled[0])),
             beats.i.payload.data.eq(beat.data),
             beats.i.payload.filled.eq(beat.filled),
             beats.i.payload.last.eq(beat.last),
             beats.i.valid.eq(merger.o_valid),
-            bursts.i.payload.eq(Cat(beat.raw, address[self._beat_bits :])),
+            bursts.i.payload.eq(Cat(beat.raw, beat.out_word)),
             bursts.i.valid.eq(merger.o_valid & beat.last),
             merger.room.eq(room),
         ]
@@ -222,8 +219,12 @@ class Writer(wiring.Component):
         full = Signal()
         halted = Signal()
         taken = Signal()
-        # A request stands in flip-flops: the windows are looked up on its way out.
-        burst = Signal.like(bursts.o.payload, reset_less=True)
+        # A request stands in flip-flops: the windows are looked up on its way out. It comes from
+        # an address that no next EXEC has changed: none begins before all words are written.
+        burst = Signal(1 + 32 - self._beat_bits, reset_less=True)
+        is_raw, out_word = bursts.o.payload[0], bursts.o.payload[1:]
+        scaled = [(out_word << self._word_bits(raw))[:32] for raw in (False, True)]
+        address = (self.output + Mux(is_raw, scaled[1], scaled[0]))[self._beat_bits : 32]
         m.d.comb += [
             ask.payload.address.eq(burst[1:] << self._beat_bits),
             ask.payload.beats.eq(Mux(burst[0], self._word_beats(True), self._word_beats(False))),
@@ -235,7 +236,7 @@ class Writer(wiring.Component):
         ]
         m.d.sync += granted_address.eq(asked)
         with m.If(~ask.valid | ask.ready):
-            m.d.sync += [burst.eq(bursts.o.payload), ask.valid.eq(taken)]
+            m.d.sync += [burst.eq(Cat(is_raw, address)), ask.valid.eq(taken)]
         with m.If(ask.valid & ask.ready):
             m.d.sync += asked.eq(burst[1:])
         with m.If(self.denied):
@@ -303,7 +304,9 @@ class Writer(wiring.Component):
         """Judges responses, a cycle after they came."""
         arrived = Signal()
         response = Signal(2, reset_less=True)
-        complete = Signal(range(self.MAX_OUTSTANDING + 1))  # bursts that left and await theirs
+        # Bursts that left and await theirs; and whether there are any.
+        complete = Signal(range(self.MAX_OUTSTANDING + 1))
+        any_complete = Signal()
         mine = Signal()
         # The epoch may change under a response that is in this stage: it is judged on its way in.
         m.d.sync += [
@@ -313,21 +316,24 @@ class Writer(wiring.Component):
         m.d.comb += [
             self.stale.eq(arrived & ~mine),
             # A stray response is swallowed and never counted: the burst's own is still to come.
-            answered.eq(mine & complete.any() & ~self.clear),
+            answered.eq(mine & any_complete),  # what counts them is cleared itself
             self._awaited.o.ready.eq(answered),
         ]
-        m.d.sync += complete.eq(complete + _step(complete, left, answered))
+        m.d.sync += [
+            complete.eq(complete + _step(complete, left, answered)),
+            any_complete.eq(left | (any_complete & ~(answered & (complete == 1)))),
+        ]
         with m.If(self.clear):
-            m.d.sync += complete.eq(0)
+            m.d.sync += [complete.eq(0), any_complete.eq(0)]
         m.d.comb += self.bready.eq(1)
         # Registers, whose own reset makes the 0 where no burst is outstanding.
         m.d.sync += [
             self.fault_valid.eq(
-                mine & (~complete.any() | (response != OKAY)) & ~self.clear),
+                mine & (~any_complete | (response != OKAY)) & ~self.clear),
             self.fault.address.eq(self._awaited.o.payload << self._beat_bits),
-            self.fault.code.eq(Mux(complete.any(), FaultCode.BUS, FaultCode.PROTO)),
+            self.fault.code.eq(Mux(any_complete, FaultCode.BUS, FaultCode.PROTO)),
             self.fault.detail.eq(
-                Mux(complete.any(), response | WRITE_BIT_BUS, WRITE_BIT_PROTO)),
+                Mux(any_complete, response | WRITE_BIT_BUS, WRITE_BIT_PROTO)),
         ]
         with m.If(~self._awaited.o.valid):
             m.d.sync += self.fault.address.eq(0)

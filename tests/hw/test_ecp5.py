@@ -140,7 +140,7 @@ def test_paired_sums_are_exact_three_cycles_later(width):
                 assert [ctx.get(o) for o in dut.o] == expected[-PairedSums.LATENCY_CYCLES], k
 
     simulate(twins, bench)
-    assert twins.replaced == ["MULT18X18D", "MULT18X18D", "ALU54B"]
+    assert sorted(twins.replaced) == ["ALU54B", "LUT4", "LUT4", "MULT18X18D", "MULT18X18D"]
     assert extremes[0] < -0.5 * room and extremes[1] > 0.5 * room
 
 

@@ -199,4 +199,4 @@ def test_blocks_of_an_ecp5_change_nothing(lanes, bus_width, act_depth, memories)
     simulate(m, bench)
     assert cycles[0] > 20
     assert Counter(twins.replaced) == Counter(
-        MULT18X18D=lanes, ALU54B=lanes // 2, DP16KD=memories)
+        MULT18X18D=lanes, ALU54B=lanes // 2, LUT4=lanes // 2 * 2, DP16KD=memories)

@@ -77,7 +77,9 @@ class _Twin(Elaboratable):
         if clock == "NONE":
             return value
         register = Signal(value.shape(), name=stage.lower(), reset_less=True)
-        with m.If(self.pin("CE0")):
+        with m.If(self.pin("RST0")):
+            m.d.sync += register.eq(0)
+        with m.Elif(self.pin("CE0")):
             m.d.sync += register.eq(value)
         return register
 
@@ -149,7 +151,7 @@ class _Multiplier(_Twin):
 
     def elaborate(self, platform):
         m = Module()
-        assert self.is_tied("SOURCEA", "SOURCEB", "RST0", *(f"C{i}" for i in range(18)))
+        assert self.is_tied(*(f"C{i}" for i in range(18)))
         if "SIGNEDP" in self._ports:
             m.d.comb += self.pin("SIGNEDP").eq(self.pin("SIGNEDA") | self.pin("SIGNEDB"))
         a = self._registered(m, "INPUTA", self._operand(m, "A"))
@@ -161,6 +163,7 @@ class _Multiplier(_Twin):
     def _operand(self, m, name):
         """The operand, signed in any case: an unsigned one has a zero above it."""
         pins = self.bus(name, 18)
+        pins = Mux(self.pin(f"SOURCE{name}"), ~pins, pins)  # of the multiplier beside this one
         operand = Signal(signed(19), name=name.lower())
         m.d.comb += operand.eq(Cat(pins, pins[17] & self.pin(f"SIGNED{name}")))
         return operand
@@ -200,7 +203,9 @@ class _Adder(_Twin):
         total = first + (second << 18) + third
         is_known = ((codes[:2] == self.A_IS_PRODUCT) & (codes[2:4] == self.B_IS_SHIFTED)
                     & codes[4] & codes[6] & (self.bus("OP", 11)[7:] == self.ADD))
-        with m.If(self.pin("CE0")):
+        with m.If(self.pin("RST0")):
+            m.d.sync += result.eq(0)
+        with m.Elif(self.pin("CE0")):
             m.d.sync += result.eq(Mux(is_known, total, ~total))
         self.drive(m, "R", 54, result)
         return m
@@ -212,4 +217,18 @@ class _Adder(_Twin):
         return value
 
 
-_TWINS = {"ALU54B": _Adder, "DP16KD": _Memory, "MULT18X18D": _Multiplier}
+class _Table(_Twin):
+    """LUT4 without inputs, for a constant."""
+
+    DEFAULTS = {"INIT": 0}
+    IGNORED = ("keep",)
+
+    def elaborate(self, platform):
+        m = Module()
+        init = Const.cast(self.parameters["INIT"]).value
+        assert init in (0, 0xFFFF) and set(self._ports) == {"Z"}, (init, self._ports)
+        m.d.comb += self.pin("Z").eq(init & 1)
+        return m
+
+
+_TWINS = {"ALU54B": _Adder, "LUT4": _Table, "DP16KD": _Memory, "MULT18X18D": _Multiplier}
