@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -48,6 +49,9 @@ PLACE_AND_ROUTE = ("--placer", "static", "--router", "router1")
 #: Cells of nextpnr's report, and what people call them.
 _CELLS = {"TRELLIS_COMB": "luts", "TRELLIS_FF": "flip_flops", "MULT18X18D": "multipliers",
           "DP16KD": "block_rams"}
+
+#: Seconds between two looks at nextpnr's log.
+_LOOK_SECONDS = 1.0
 
 #: A line of the table that nextpnr logs before it places: cell, used, available.
 _UTILISATION = re.compile(r"^Info:\s+(\w+):\s*(\d+)/\s*(\d+)\s+\d+%$", re.MULTILINE)
@@ -179,15 +183,35 @@ def build(name: str, directory: Path, config: CoreConfig | None = None) -> Build
     # Run from its own folder with relative names: the tools from PyPI see no other files.
     plan.extract(str(directory))
     log.info("building in %s", directory)
-    done = subprocess.run(
-        ["sh", "build_top.sh"], cwd=directory, env={**os.environ, **tools},
-        capture_output=True, text=True)
-    said = done.stdout + done.stderr
-    (directory / "build.log").write_text(said, encoding="utf-8")
-    if done.returncode and not _is_too_large(directory, said):
+    code = _run(directory, tools)
+    said = (directory / "build.log").read_text(encoding="utf-8")
+    if code and not _is_too_large(directory, said):
         last = "\n".join(said.strip().splitlines()[-15:])
-        raise DeviceError(f"the build for {name} failed with exit code {done.returncode}:\n{last}")
+        raise DeviceError(f"the build for {name} failed with exit code {code}:\n{last}")
     return read_report(board, directory)
+
+
+def _run(directory: Path, tools: dict[str, str]) -> int:
+    """Runs a build's script and returns its exit code; what it says goes to ``build.log``.
+
+    It is ended as soon as nextpnr has logged that there are too few cells of a kind: its
+    electrostatic placer would go on looking for places.
+    """
+    with (directory / "build.log").open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            ["sh", "build_top.sh"], cwd=directory, env={**os.environ, **tools},
+            stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            while not _is_used_up(directory):
+                try:
+                    return process.wait(_LOOK_SECONDS)
+                except subprocess.TimeoutExpired:
+                    pass
+        finally:
+            # The script's tools are no longer there either when this one is interrupted.
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+        return process.wait()
 
 
 def _utilisation(directory: Path) -> dict[str, tuple[int, int]]:
@@ -205,9 +229,12 @@ def _utilisation(directory: Path) -> dict[str, tuple[int, int]]:
 def _is_too_large(directory: Path, said: str) -> bool:
     if (directory / "report.json").exists():
         return False
-    cells = _utilisation(directory)
-    used_up = any(used > available for used, available in cells.values())
-    return used_up or bool(cells and _NO_PLACE.search(said))
+    return _is_used_up(directory) or bool(_utilisation(directory) and _NO_PLACE.search(said))
+
+
+def _is_used_up(directory: Path) -> bool:
+    """Whether nextpnr has said that more cells of a kind are used than there are."""
+    return any(used > available for used, available in _utilisation(directory).values())
 
 
 def read_report(board: Board, directory: Path) -> BuildReport:

@@ -93,6 +93,13 @@ def test_missed_clock_is_told_from_a_design_that_does_not_fit(tools, tmp_path):
     assert (report.block_rams, report.block_rams_available, report.luts) == (260, 208, 13458)
 
 
+def test_build_ends_when_nextpnr_looks_for_places_that_there_are_not(tools, tmp_path):
+    tools(NEXTPNR_ECP5=prints(TABLE.format(209), "top.tim") + "sleep 30; touch ended")
+    report = build("ulx3s-85f", tmp_path)
+    assert not report.fits and report.block_rams == 209
+    assert not (tmp_path / "ended").exists()
+
+
 def test_design_without_a_place_does_not_fit_though_no_cell_is_used_up(tools, tmp_path):
     tools(NEXTPNR_ECP5=prints(TABLE.format(52), "top.tim")
           + "echo \"ERROR: Unable to place cell 'x', no BELs remaining\" >&2; exit 1")
