@@ -216,25 +216,31 @@ def _run(directory: Path, tools: dict[str, str]) -> int:
 
 def _utilisation(directory: Path) -> dict[str, tuple[int, int]]:
     """Cells used and available, from nextpnr's report, or its log if it did not come that far."""
-    report, tim = directory / "report.json", directory / "top.tim"
+    report = directory / "report.json"
     if report.exists():
         cells = json.loads(report.read_text(encoding="utf-8"))["utilization"]
         return {cell: (count["used"], count["available"]) for cell, count in cells.items()}
-    if tim.exists():
-        found = _UTILISATION.findall(tim.read_text(encoding="utf-8"))
-        return {cell: (int(used), int(available)) for cell, used, available in found}
-    return {}
+    return _logged(directory)
+
+
+def _logged(directory: Path) -> dict[str, tuple[int, int]]:
+    """The same from the log alone, which may be read while it is being written."""
+    tim = directory / "top.tim"
+    if not tim.exists():
+        return {}
+    found = _UTILISATION.findall(tim.read_text(encoding="utf-8", errors="replace"))
+    return {cell: (int(used), int(available)) for cell, used, available in found}
 
 
 def _is_too_large(directory: Path, said: str) -> bool:
     if (directory / "report.json").exists():
         return False
-    return _is_used_up(directory) or bool(_utilisation(directory) and _NO_PLACE.search(said))
+    return _is_used_up(directory) or bool(_logged(directory) and _NO_PLACE.search(said))
 
 
 def _is_used_up(directory: Path) -> bool:
     """Whether nextpnr has said that more cells of a kind are used than there are."""
-    return any(used > available for used, available in _utilisation(directory).values())
+    return any(used > available for used, available in _logged(directory).values())
 
 
 def read_report(board: Board, directory: Path) -> BuildReport:

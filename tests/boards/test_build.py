@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 from sparsemac.config import CoreConfig
 from sparsemac.errors import DeviceError, MissingDependency
+from sparsemac_hw.core import Core
+from sparsemac_hw.emit import CORE_NAME, emit_verilog
 
 pytest.importorskip("amaranth_boards", reason="amaranth-boards is missing: sparsemac[ecp5]")
 
@@ -19,8 +21,6 @@ from sparsemac_boards.build import (  # noqa: E402
     synth_to_luts,
 )
 from sparsemac_boards.registry import BOARDS  # noqa: E402
-from sparsemac_hw.core import Core  # noqa: E402
-from sparsemac_hw.emit import CORE_NAME, emit_verilog  # noqa: E402
 
 BOARD = BOARDS["ulx3s-85f"]
 SMALLEST = CoreConfig(engines=1, lanes=1, act_depth=64, psum_depth=0, entry_depth=16, windows=1,
@@ -98,6 +98,12 @@ def test_build_ends_when_nextpnr_looks_for_places_that_there_are_not(tools, tmp_
     report = build("ulx3s-85f", tmp_path)
     assert not report.fits and report.block_rams == 209
     assert not (tmp_path / "ended").exists()
+
+
+def test_report_is_not_read_while_it_is_being_written(tools, tmp_path):
+    tools(NEXTPNR_ECP5="printf '{' >report.json; sleep 2; " + prints(report_json(48.128)),
+          ECPPACK=PACKS)
+    assert build("ulx3s-85f", tmp_path).fits
 
 
 def test_design_without_a_place_does_not_fit_though_no_cell_is_used_up(tools, tmp_path):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Places of paired sums: by themselves and, slow, with the tools that have to accept them."""
 
+import importlib
 import re
 import subprocess
 from itertools import pairwise
@@ -11,19 +12,10 @@ from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from sparsemac.config import CoreConfig
-
-pytest.importorskip("amaranth_boards", reason="amaranth-boards is missing: sparsemac[ecp5]")
-
-from sparsemac_boards.build import (  # noqa: E402
-    PLACE_AND_ROUTE,
-    SYNTH_REST,
-    find_tools,
-    synth_to_luts,
-)
-from sparsemac_boards.floorplan import DEVICES, place_sums  # noqa: E402
-from sparsemac_boards.registry import BOARDS  # noqa: E402
-from sparsemac_hw.ecp5 import PairedSums  # noqa: E402
-from sparsemac_hw.emit import emit_verilog  # noqa: E402
+from sparsemac_boards.floorplan import DEVICES, place_sums
+from sparsemac_boards.registry import BOARDS
+from sparsemac_hw.ecp5 import PairedSums
+from sparsemac_hw.emit import emit_verilog
 
 DEVICE = "LFE5U-85F"
 COMMAND = re.compile(r'setattr -set BEL "X(\d+)/Y(\d+)/(MULT18|ALU54)_(\d)" c:(\S+)')
@@ -102,11 +94,14 @@ class _Lanes(wiring.Component):
 @pytest.mark.parametrize(("device", "option"), [
     ("LFE5U-25F", "--25k"), ("LFE5U-45F", "--45k"), ("LFE5U-85F", "--85k")])
 def test_tools_place_and_route_sums_in_every_slice(device, option, tmp_path):
+    pytest.importorskip("amaranth_boards", reason="amaranth-boards is missing: sparsemac[ecp5]")
+    build = importlib.import_module("sparsemac_boards.build")
     config = SimpleNamespace(engines=1, lanes=2 * DEVICES[device].slices)
-    tools = find_tools()
+    tools = build.find_tools()
     (tmp_path / "top.v").write_text(emit_verilog(_Lanes(config), "top", "ecp5"))
-    script = (f"read_verilog top.v; {synth_to_luts('top')}; synth_ecp5 -top top {SYNTH_REST}; "
-              f"{place_sums(config, device)}; write_json top.json")
+    script = "; ".join((
+        "read_verilog top.v", build.synth_to_luts("top"), f"synth_ecp5 -top top {build.SYNTH_REST}",
+        place_sums(config, device), "write_json top.json"))
     subprocess.run([tools["YOSYS"], "-q", "-p", script], cwd=tmp_path, check=True)
     subprocess.run([tools["NEXTPNR_ECP5"], option, "--json", "top.json", "--out-of-context", "-q",
-                    *PLACE_AND_ROUTE, "--timing-allow-fail"], cwd=tmp_path, check=True)
+                    *build.PLACE_AND_ROUTE, "--timing-allow-fail"], cwd=tmp_path, check=True)
